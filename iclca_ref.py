@@ -1,0 +1,324 @@
+"""Exact conversion of a context into weights: reference code to read beside the papers.
+
+In a linear-attention transformer the tokens in front of a prompt change one thing in each layer, the sum that the
+prompt's tokens attend to. So the context X' of M tokens can be replaced, for every prompt X, by two biases a layer:
+
+    b'_KV = R_{−M} b_KV + Σ_{j≤M} R_{j−M} φ(k'_j) v'_jᵀ        b'_D = b_D + Σ_{j≤M} φ(k'_j)
+
+    O(X with b')  =  the last N rows of  O([X'; X] with b)                                      (Theorem 4.5)
+
+`attention_bias` is that sum, `iclca` applies it layer by layer (Algorithm 1), and
+
+    python iclca_ref.py
+
+shows it on a text: it reads, converts, throws the text away, and answers the same. Symbols are those of
+linear_transformer.py; the paper is Chen et al., ICML 2024 (arXiv 2406.02847).
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import textwrap
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from linear_transformer import (Bias, Transformer, _initial_state, _shift, _turn, block, chunked_attention, embed_tokens,
+                                forward, generate, induction_transformer)
+
+
+# ---- ICLCA: a context as biases -------------------------------------------------------------------------------------
+
+def key_value_matrix(k, v):
+    """The Key-Value matrix A = Σ_j φ(k_j) v_jᵀ: k (..., m, d_k) and v (..., m, d_v) give (..., d_k, d_v).
+
+    Tokens in front of a prompt change A alone, never the prompt's queries. Raises ValueError if the lengths differ.
+    Source: Definition 3.4, Eq 6.
+    """
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"k (..., m, d_k) and v (..., m, d_v) must agree but for the width, got k {k.shape}, v {v.shape}")
+    return k.swapaxes(-1, -2) @ v
+
+
+def linear_bias(context, w_k, w_v, b_kv):
+    """b'_KV = b_KV + (X' W_K)ᵀ X' W_V: the bias of Q (KᵀV + b_KV) that stands for the context X', for every prompt.
+
+    context (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v), b_kv and result (..., d_k, d_v).
+    Raises ValueError if b_kv has another shape. Source: Theorem 4.1, Eq 9-11.
+    """
+    added = key_value_matrix(context @ w_k, context @ w_v)
+    if np.shape(b_kv) != added.shape:
+        raise ValueError(f"b_kv must be {added.shape}, got {np.shape(b_kv)}")
+    return b_kv + added
+
+
+def attention_bias(k, v, bias=None, rope=None):
+    """The two biases that replace a context of M tokens, for every prompt after it.
+
+        b'_KV = R_{−M} b_KV + Σ_{j=1..M} R_{j−M} φ(k_j) v_jᵀ,    b'_D = b_D + Σ_{j=1..M} φ(k_j)
+
+    k (..., m, d_k) are the context's features, v (..., m, d_v); `bias` is what the context itself started from.
+    With R_{j−M} the context keeps its places 1−M ... 0 while the prompt counts from 1 again.
+    Raises ValueError for shapes that do not fit. Source: Theorem 4.5, Eq 14-16.
+
+    >>> attention_bias(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
+    Bias(kv=array([[11.]]), d=array([3.]))
+    """
+    b_kv, b_d = _initial_state(k, k, v, bias)
+    m = k.shape[-2]
+    rk = _turn(k, rope, np.arange(1, m + 1) - m)
+    return Bias(_shift(b_kv, rope, -m) + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
+
+
+def iclca(model, tokens, biases=None):
+    """Algorithm 1: send the context through the layers once and keep the biases that it becomes, one Bias per layer.
+
+    For every prompt, forward(model, prompt, iclca(model, tokens)) equals forward(model, tokens + prompt) on the
+    prompt's rows. `biases` are those of contexts converted before: conversions compose, and leaving the result out
+    undoes them. tokens (..., m), m = 0 included; raises as `embed_tokens` does. Source: §4.5, Algorithm 1.
+    """
+    def attend(q, k, v, bias, rope, normalize):
+        return chunked_attention(q, k, v, bias, rope, normalize)[0], attention_bias(k, v, bias, rope)
+
+    x, biases = embed_tokens(model, tokens, biases)
+    for i, layer in enumerate(model.layers):
+        x, biases[i] = block(x, layer, model, biases[i], attend)
+    return biases
+
+
+def save_biases(path, biases, **more):
+    """Write one Bias per layer to a .npz file, exactly at `path`; `more` are arrays to keep beside them.
+
+    Raises TypeError for arrays that need a pickle, such as Fractions, before anything is written.
+    """
+    arrays = {f"{name}_{i}": np.asarray(a) for i, bias in enumerate(biases) for name, a in zip(Bias._fields, bias)}
+    arrays |= {name: np.asarray(a) for name, a in more.items()}
+    for name, a in arrays.items():
+        if a.dtype.hasobject:
+            raise TypeError(f"{name} {a.shape} has dtype {a.dtype}, which a .npz file cannot hold without a pickle")
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path):
+    """All arrays of a .npz file, as a dict. Raises ValueError if it is none or if it holds a pickle, OSError as open()."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a .npz file of plain arrays: {error}") from None
+
+
+def load_biases(path, model=None):
+    """The biases that `save_biases` wrote: a list of one Bias per layer.
+
+    With a model, raises ValueError unless number, shapes (heads, d_k, d_v) and dtype are those of its layers; without,
+    raises ValueError unless the file holds kv (..., d_k, d_v) and d (..., d_k) for layers 0, 1, ...
+    """
+    arrays, biases = load_arrays(path), []
+    while f"kv_{len(biases)}" in arrays and f"d_{len(biases)}" in arrays:
+        i = len(biases)
+        kv, d = arrays[f"kv_{i}"], arrays[f"d_{i}"]
+        if kv.ndim < 2 or kv.shape[:-1] != d.shape or kv.dtype.kind != "f" or kv.dtype != d.dtype:
+            raise ValueError(f"{path}: layer {i} is no Bias: kv {kv.dtype} {kv.shape}, d {d.dtype} {d.shape}")
+        biases.append(Bias(kv, d))
+    if not biases or model is not None and len(biases) != len(model.layers):
+        raise ValueError(f"{path} holds biases of {len(biases)} layers" + (f", not {len(model.layers)}" if model else ""))
+    for i, (layer, bias) in enumerate(zip(model.layers if model else (), biases)):
+        expected = (*layer.w_k.shape[::2], layer.w_v.shape[-1])
+        if bias.kv.shape != expected or bias.kv.dtype != layer.w_k.dtype:
+            raise ValueError(f"{path}: layer {i}'s kv is {bias.kv.dtype} {bias.kv.shape}, "
+                             f"the model's is {layer.w_k.dtype} {expected}")
+    return biases
+
+
+# ---- The command line: a text becomes weights -----------------------------------------------------------------------
+
+TEXT = """Ada feeds the owl. Ben mends the clock. Cleo paints a boat.
+The owl sleeps by day and hunts by night. The clock strikes at noon and stops at dusk.
+A boat waits in the harbour until the tide turns. When the tide turns, Cleo sails to Lisbon.
+Ben writes to Ada, and Ada writes back: the owl hunts by night, the clock stops at dusk."""
+
+
+class Reader(NamedTuple):
+    """A hand-built model, the words that its tokens mean, and the biases that the text it has read became."""
+
+    model: Transformer
+    words: list
+    biases: list
+    n_gram: int
+
+
+def split_words(text):
+    """The words and punctuation marks of a text, in order."""
+    return re.findall(r"\w+(?:['’-]\w+)*|-+|[^\w\s]", text)
+
+
+def join_words(words):
+    """The inverse of split_words, up to spaces."""
+    return re.sub(r" ([,.;:!?)\]])", r"\1", " ".join(words))
+
+
+def read_text(words, n_gram, room):
+    """Build the induction transformer for these words, with room for so many tokens more, and convert them."""
+    vocabulary = list(dict.fromkeys(words))
+    model = induction_transformer(len(vocabulary), len(words) + room, n_gram)
+    return Reader(model, vocabulary, iclca(model, [vocabulary.index(word) for word in words]), n_gram)
+
+
+def tokens_of(prompt, words):
+    """The tokens of a prompt. Raises ValueError if it is empty or has a word that `words` does not."""
+    prompt = split_words(prompt)
+    for word in prompt:
+        if word not in words:
+            close = difflib.get_close_matches(word.lower(), [w.lower() for w in words], n=1)
+            known = next((w for w in words if close and w.lower() == close[0]), None)
+            raise ValueError(f'the text has no word "{word}"' + (f' (it has "{known}")' if known else ""))
+    if not prompt:
+        raise ValueError("a prompt needs at least one word")
+    return [words.index(word) for word in prompt]
+
+
+def row(label, text):
+    """One line of the demonstration, or several of at most 79 columns."""
+    return textwrap.fill(text, 79, initial_indent=f"  {label:<30}", subsequent_indent=" " * 32)
+
+
+def continuation(reader, tokens, n, biases=None):
+    """What the model says next, in words."""
+    if np.ptp(forward(reader.model, tokens, biases)[0][-1]) < 1e-6:
+        return "(no idea: every word has the same logit)"
+    return join_words(reader.words[t] for t in generate(reader.model, tokens, n, biases))
+
+
+def demonstrate(reader, tokens, n, text=None):
+    """Print how the prompt goes on with the text in context, converted, and without either."""
+    print("\n" + row("prompt", join_words(reader.words[t] for t in tokens)))
+    if text is not None:
+        print(row("with the text in context", continuation(reader, text + tokens, n)))
+    print(row("converted, without the text", continuation(reader, tokens, n, reader.biases)))
+    print(row("without either", continuation(reader, tokens, n)))
+    if text is not None:
+        in_context = forward(reader.model, text + tokens)[0][len(text):]
+        converted = forward(reader.model, tokens, reader.biases)[0]
+        print(row("largest difference of logits", f"{abs(in_context - converted).max():.1e}  (the first two)"))
+
+
+def strongest_rows(reader, count=6):
+    """Lines that read the last layer's b_KV as a table: what came after what, and how often."""
+    table = np.rint(reader.biases[-1].kv[0]).astype(int)[:reader.n_gram * len(reader.words)]
+    for row in np.argsort(-table.max(axis=-1), kind="stable")[:count]:
+        distance, word = divmod(int(row), len(reader.words))
+        after = f'after "{reader.words[word]}"' + " _" * distance
+        best = [b for b in np.argsort(-table[row], kind="stable")[:3] if table[row, b]]
+        if best:
+            yield f"  {after:<24} comes " + ", ".join(f'"{reader.words[b]}" ({table[row, b]})' for b in best)
+
+
+def parse_arguments(argv):
+    """The command line's arguments, checked; exits with code 2 if they are wrong."""
+    def at_least(least):
+        def number(text):
+            if int(text) < least:
+                raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+            return int(text)
+        return number
+
+    parser = argparse.ArgumentParser(prog="iclca_ref.py", description="Turn a text into the weights of a linear "
+                                     "transformer (ICLCA, Algorithm 1), throw the text away, and continue prompts.")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a UTF-8 text; without it, a short built-in one")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="words to continue, all from the text; may be "
+                        "repeated; by default three places of the text")
+    parser.add_argument("--generate", type=at_least(0), default=6, metavar="N", help="words to add (default 6)")
+    parser.add_argument("--n-gram", type=at_least(1), default=2, metavar="K", help="words of history that the model "
+                        "compares (default 2)")
+    parser.add_argument("--max-words", type=at_least(1), default=1000, metavar="N", help="cut the text after so many "
+                        "words and punctuation marks (default 1000)")
+    disk = parser.add_mutually_exclusive_group()
+    disk.add_argument("--save", metavar="NPZ", help="write the biases and the vocabulary to this file")
+    disk.add_argument("--load", metavar="NPZ", help="answer from a file written by --save, without any text")
+    arguments = parser.parse_args(argv)
+    if arguments.load and arguments.file:
+        parser.error("--load answers without the text: leave FILE out")
+    return arguments
+
+
+def load_reader(path):
+    """The Reader that --save wrote. Raises ValueError if the file is something else."""
+    arrays = load_arrays(path)
+    words, sizes = arrays.get("words"), arrays.get("sizes")
+    if words is None or words.dtype.kind != "U" or words.ndim != 1 or np.shape(sizes) != (2,) or sizes.dtype.kind != "i":
+        raise ValueError(f"{path} was not written by --save")
+    max_length, n_gram = map(int, sizes)
+    model = induction_transformer(len(words), max_length, n_gram)
+    return Reader(model, words.tolist(), load_biases(path, model), n_gram)
+
+
+def run(arguments):
+    """The demonstration. Raises OSError or ValueError with a message for the user."""
+    prompts, source = arguments.prompt, os.path.basename(arguments.load or arguments.file or "the built-in text")
+    if arguments.load:
+        text, reader = None, load_reader(arguments.load)
+        if prompts is None:
+            raise ValueError("--load needs a --prompt: the text is gone")
+    else:
+        words = TEXT
+        if arguments.file:
+            with open(arguments.file, encoding="utf-8-sig") as file:
+                words = file.read()
+        if "\0" in words:
+            raise ValueError(f"{arguments.file} is not a text: it has null characters")
+        words = split_words(words)
+        if not words:
+            raise ValueError(f"{arguments.file} has no words")
+        if len(words) > arguments.max_words:
+            print(f"The text has {len(words):,} words: cut after {arguments.max_words:,} (--max-words).")
+            words = words[:arguments.max_words]
+        k = arguments.n_gram
+        prompts = prompts or [join_words(words[i:i + k]) for i in (0, len(words) // 3, 2 * len(words) // 3)]
+        longest = max(len(split_words(prompt)) for prompt in prompts)
+        reader = read_text(words, k, room=max(64, longest + arguments.generate))
+        text = [reader.words.index(word) for word in words]
+        source = f"{len(words):,} words of {source}"
+
+    prompts = [tokens_of(prompt, reader.words) for prompt in prompts]
+    numbers = sum(a.size for bias in reader.biases for a in bias)
+    print(textwrap.fill(f"A linear transformer of 2 layers, written down by hand and not trained, has read {source}. "
+                        f"Algorithm 1 has made biases of it, {numbers:,} numbers "
+                        f"({8 * numbers / 1e6:.1f} MB), and the text is not needed any more.", 79))
+    for prompt in prompts:
+        demonstrate(reader, prompt, arguments.generate, text)
+    print('\nWhat the context has become, the last layer\'s b_KV (_ is any one word):')
+    print("\n".join(strongest_rows(reader)))
+    if arguments.save:
+        save_biases(arguments.save, reader.biases, words=reader.words, sizes=[reader.model.max_length, reader.n_gram])
+        print(f"\nSaved. Without the text: python iclca_ref.py --load {arguments.save} --prompt ...")
+    sys.stdout.flush()
+
+
+def main(argv=None):
+    """The command line; returns the exit code."""
+    arguments = parse_arguments(argv)
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except UnicodeDecodeError:
+        print(f"iclca_ref.py: {arguments.file} is not a UTF-8 text", file=sys.stderr)
+    except MemoryError:
+        print("iclca_ref.py: not enough memory: try a smaller --max-words or --n-gram", file=sys.stderr)
+    except BrokenPipeError:  # the reader of a pipe has gone, as with | head -1: no more output, no traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError) as error:
+        print(f"iclca_ref.py: {error}", file=sys.stderr)
+    else:
+        return 0
+    return 2
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")
+    sys.exit(main())

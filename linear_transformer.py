@@ -1,0 +1,432 @@
+"""Linear-attention transformers in NumPy: from tokens to outputs.
+
+Softmax attention compares every token with every earlier one. Linear attention replaces exp(q·k) by a product of
+features, φ(q)·φ(k), and then the sum over earlier tokens can be taken once and carried along,
+
+    o_i = φ(q_i)ᵀ s_i / (φ(q_i)·z_i),    s_i = s_{i−1} + φ(k_i) v_iᵀ,    z_i = z_{i−1} + φ(k_i),
+
+so a layer remembers all that it has read in one matrix s and one vector z. This file holds that attention in three
+forms (token by token, all at once, in chunks), the transformer around it, and models whose weights are written down
+by hand. A recurrence may start from any state: such a start is a `Bias`, and iclca_ref.py computes the Bias that
+stands for a whole context. A model is data (NamedTuples of arrays) and functions; nothing here has hidden state.
+
+Glossary (rows are tokens; heads and batches are leading axes, written ...):
+
+    n, m           number of tokens in the prompt, in the context (the paper's N, M)
+    d_k, d_v       width of a head's queries and keys, of its values; d_model: width of the residual stream
+    q, k, v        queries and keys after the feature map (..., n, d_k), values (..., n, d_v)
+    phi            the feature map φ, elementwise
+    theta          rotary frequencies (d_k/2,), in radians per token
+    rope           a function from positions (n,), integers counted from 1, to (cos, sin), each (n, d_k/2)
+    R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
+    Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) is its b_D or z
+
+Arithmetic comes from the input: float32 gives float32, float64 gives float64, and object arrays of
+fractions.Fraction give Fractions. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+"""
+
+import math
+from functools import partial
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+
+# ---- Functions of single entries and of single tokens ---------------------------------------------------------------
+
+def identity(x):
+    """x itself: the feature map or norm of a model that has none."""
+    return x
+
+
+def relu(x):
+    """max(x, 0), elementwise."""
+    return np.maximum(x, 0)
+
+
+def elu_plus_one(x):
+    """elu(x) + 1 = x + 1 above 0, exp(x) below: the positive feature map of linear transformers (Katharopoulos 2020)."""
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def gelu(x):
+    """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))): GELU in the tanh form of GPT-2 and GPT-J."""
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def layer_norm(x):
+    """(x − mean) / √(variance + 1e-5) over the last axis: layer normalization with gain 1 and offset 0."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered / np.sqrt((centered * centered).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def softmax(x):
+    """exp(x_j) / Σ_l exp(x_l) over the last axis; the largest entry is subtracted first, so nothing overflows."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+# ---- Rotary position embedding (Su et al. 2021; ICLCA Eq 12) --------------------------------------------------------
+
+def rope_frequencies(d, base=10_000.0):
+    """RoFormer's frequencies θ_m = base^(−2m/d), m = 0 ... d/2 − 1, in radians per token: (d/2,).
+
+    Raises ValueError if d is odd.
+    """
+    if d % 2:
+        raise ValueError(f"d must be even to rotate pairs, got {d}")
+    return base ** (-np.arange(0, d, 2) / d)
+
+
+def rope(positions, theta):
+    """The cosines and sines of the angles position · θ_m: (n,) integers and (d/2,) give two arrays (n, d/2).
+
+    The angles are computed in float64, because a float32 angle at position 10,000 is off by 0.0005; the results
+    have theta's type.
+
+    >>> rope(np.array([0, 1, -1]), np.array([np.pi / 2]))[1]
+    array([[ 0.],
+           [ 1.],
+           [-1.]])
+    """
+    angles = np.asarray(positions)[:, None] * np.asarray(theta, np.float64)
+    return np.cos(angles).astype(theta.dtype), np.sin(angles).astype(theta.dtype)
+
+
+def rotate(x, cos, sin):
+    """R x: turn the pairs (x_0, x_1), (x_2, x_3), ... by the angles that cos and sin belong to (RoFormer, interleaved).
+
+        (x_{2m}, x_{2m+1})  becomes  (cos_m x_{2m} − sin_m x_{2m+1},  sin_m x_{2m} + cos_m x_{2m+1})
+
+    x (..., n, d); cos and sin (n, d/2) or (1, d/2). The result has x's shape and x's floating type.
+    Raises ValueError if cos and sin do not have half of x's width.
+    """
+    if 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
+        raise ValueError(f"cos {cos.shape} and sin {sin.shape} must have half the width of x {x.shape}")
+    if x.dtype.kind == "f":
+        cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return np.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1).reshape(x.shape)
+
+
+# ---- Linear attention: one function in three forms ------------------------------------------------------------------
+
+class Bias(NamedTuple):
+    """The state of linear attention, and what a context becomes: kv is b_KV (..., d_k, d_v), d is b_D (..., d_k).
+
+    It stands in the frame just before position 1: the token that comes next has position 1 (Theorem 4.5).
+    Leading axes may be left out, and then one Bias serves the whole batch.
+    """
+
+    kv: np.ndarray
+    d: np.ndarray
+
+
+def _initial_state(q, k, v, bias):
+    """`bias`, or zeros in the arithmetic of k and v. Raises ValueError unless q, k, v and bias fit each other."""
+    if not (q.shape == k.shape and k.ndim >= 2 and k.shape[:-1] == v.shape[:-1]):
+        raise ValueError(f"q and k must be (..., n, d_k) and v (..., n, d_v), got q {q.shape}, k {k.shape}, v {v.shape}")
+    shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
+    if bias is None:
+        return Bias(np.zeros(shape, np.result_type(k, v)), np.zeros(shape[:-1], k.dtype))
+    kv, d = bias
+    if kv.ndim < 2 or kv.shape != shape[-kv.ndim:] or d.shape != kv.shape[:-1]:
+        raise ValueError(f"bias must be kv {shape} and d {shape[:-1]}, got kv {kv.shape} and d {d.shape}")
+    return Bias(kv, d)
+
+
+def _turn(x, rope, positions):
+    """R_i x_i for the rows x_i of x at these positions; x itself without a rope."""
+    return x if rope is None else rotate(x, *rope(positions))
+
+
+def _shift(kv, rope, n):
+    """R_n b_KV: every column of kv (..., d_k, d_v), turned by n positions."""
+    return _turn(kv.swapaxes(-1, -2), rope, np.array([n])).swapaxes(-1, -2)
+
+
+def _divide(numerator, denominator):
+    """numerator / denominator. Raises ValueError where the normalizer is 0, as it can be when features have signs."""
+    if (denominator == 0).any():
+        raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0 for some token: use positive features or normalize=False")
+    return numerator / denominator
+
+
+def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
+    """Linear attention token by token, as an RNN: the definition that the other two forms are tested against.
+
+        s_i = s_{i−1} + R_i φ(k_i) v_iᵀ,   z_i = z_{i−1} + φ(k_i),   o_i = (R_i φ(q_i))ᵀ s_i / (φ(q_i)·z_i)
+
+    q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None; without `rope`
+    R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and the state after the last token
+    in the frame of the next one, Bias(R_{−n} s_n, z_n).
+    Raises ValueError for shapes that do not fit and for a normalizer of 0.
+    Source: §7, Eq 19, with kernelized attention's D₁ = φ and D₂ = Σ φ(K_j) (Definition 3.2).
+
+    >>> one = np.ones((3, 1))
+    >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()      # the mean so far
+    array([3., 4., 6.])
+    """
+    s, z = _initial_state(q, k, v, bias)
+    n = q.shape[-2]
+    z, outputs = z[..., None, :], [v[..., :0, :]]
+    for i in range(n):
+        here = slice(i, i + 1)
+        rq, rk = (_turn(x[..., here, :], rope, np.array([i + 1])) for x in (q, k))
+        s = s + rk.swapaxes(-1, -2) @ v[..., here, :]
+        z = z + k[..., here, :]
+        o = rq @ s
+        outputs.append(_divide(o, (q[..., here, :] * z).sum(axis=-1, keepdims=True)) if normalize else o)
+    return np.concatenate(outputs, axis=-2), Bias(_shift(s, rope, -n), z[..., 0, :])
+
+
+def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
+    """Linear attention for all tokens at once, as masked matrix products; the same function as `recurrent_attention`.
+
+        o_i = (R_i φ(q_i))ᵀ [Σ_{j≤i} R_j φ(k_j) v_jᵀ + b_KV] / (φ(q_i)ᵀ (Σ_{j≤i} φ(k_j) + b_D))
+
+    Arguments, result and errors as there. Time and memory grow with n². Source: Definition 3.3 and §4.3, Eq 5 and 13.
+    """
+    b_kv, b_d = _initial_state(q, k, v, bias)
+    positions = np.arange(1, q.shape[-2] + 1)
+    rq, rk = _turn(q, rope, positions), _turn(k, rope, positions)
+    o = np.tril(rq @ rk.swapaxes(-1, -2)) @ v + rq @ b_kv
+    if normalize:
+        z = k.cumsum(axis=-2) + b_d[..., None, :]
+        o = _divide(o, (q * z).sum(axis=-1, keepdims=True))
+    return o, Bias(_shift(rk.swapaxes(-1, -2) @ v + b_kv, rope, -len(positions)), k.sum(axis=-2) + b_d)
+
+
+CHUNK = 32  # tokens per chunk: the fastest of 16 to 256 at width 64 (docs/experiments/speed.py)
+
+
+def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=CHUNK):
+    """Linear attention in chunks: each chunk in parallel, started from the Bias that the one before it left.
+
+    Theorem 4.5 applied over and over: what came before is the context, the chunk is the prompt. So it is the same
+    function as `recurrent_attention`, in time and memory that grow linearly with n.
+    Arguments, result and errors as there.
+    """
+    bias, outputs = _initial_state(q, k, v, bias), [v[..., :0, :]]
+    for i in range(0, max(q.shape[-2], 1), chunk):
+        o, bias = parallel_attention(*(x[..., i:i + chunk, :] for x in (q, k, v)), bias, rope, normalize)
+        outputs.append(o)
+    return np.concatenate(outputs, axis=-2), bias
+
+
+def softmax_attention(q, k, v):
+    """Softmax attention, causal: o_i = Σ_{j≤i} softmax_j(q_i·k_j / √d_k) v_j, for comparison.
+
+    q, k (..., n, d_k), v (..., n, d_v); raises ValueError for other shapes. Source: Definition 3.1, Eq 1.
+    """
+    _initial_state(q, k, v, None)
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    return softmax(np.where(np.tri(q.shape[-2], dtype=bool), scores, -np.inf)) @ v
+
+
+# ---- The transformer ------------------------------------------------------------------------------------------------
+
+class Layer(NamedTuple):
+    """The weights of one layer; an MLP of width d_ff = 0 is none."""
+
+    w_q: np.ndarray    # (heads, d_model, d_k)
+    w_k: np.ndarray    # (heads, d_model, d_k)
+    w_v: np.ndarray    # (heads, d_model, d_v)
+    w_o: np.ndarray    # (heads, d_v, d_model)
+    w_1: np.ndarray    # (d_model, d_ff)
+    w_2: np.ndarray    # (d_ff, d_model)
+    theta: np.ndarray  # (d_k/2,), handed to the model's rope and used nowhere else
+
+
+class Transformer(NamedTuple):
+    """A decoder: embedding, pre-norm layers, unembedding, and the functions that they use."""
+
+    embed: np.ndarray    # (vocab_size, d_model)
+    layers: tuple        # of Layer
+    unembed: np.ndarray  # (d_model, vocab_size)
+    phi: Callable = elu_plus_one
+    normalize: bool = True
+    norm: Callable = layer_norm
+    activation: Callable = gelu
+    rope: Callable = rope
+    parallel: bool = False          # GPT-J's block: attention and MLP side by side on the same input
+    max_length: int | None = None   # the longest text that the weights are made for, if there is such a limit
+
+
+def mlp(x, w_1, w_2, activation=gelu):
+    """activation(x W_1) W_2, token by token: x (..., n, d), w_1 (d, d_ff), w_2 (d_ff, d_out)."""
+    return activation(x @ w_1) @ w_2
+
+
+def block(x, layer, model, bias=None, attend=chunked_attention):
+    """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)); GPT-J's block adds both to the same x.
+
+    x (..., n, d_model); `bias` is what the attention starts from; `attend` is any of the forms of attention.
+    Returns x after the layer and the attention's state. Everything but `attend` acts on each token alone, which is
+    why a context can reach the tokens after it through the Bias only (Definition 3.4, §4.5, Appendix D).
+    """
+    h = model.norm(x)
+    per_head = h[..., None, :, :]
+    q, k, v = model.phi(per_head @ layer.w_q), model.phi(per_head @ layer.w_k), per_head @ layer.w_v
+    o, bias = attend(q, k, v, bias, partial(model.rope, theta=layer.theta), model.normalize)
+    attended = x + (o @ layer.w_o).sum(axis=-3)
+    mlp_input = h if model.parallel else model.norm(attended)
+    return attended + mlp(mlp_input, layer.w_1, layer.w_2, model.activation), bias
+
+
+def embed_tokens(model, tokens, biases=None):
+    """The rows of model.embed for `tokens` (..., n), and one Bias or None per layer: the input of the first layer.
+
+    Raises TypeError if the tokens are not integers, IndexError if one is outside the vocabulary, ValueError if
+    there are more than model.max_length or if the number of biases is not the number of layers.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.size == 0:
+        tokens = tokens.astype(int)
+    if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be an array of integers, got {tokens.dtype} of shape {tokens.shape}")
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
+        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, got {tokens.min()} to {tokens.max()}")
+    if model.max_length is not None and tokens.shape[-1] > model.max_length:
+        raise ValueError(f"tokens {tokens.shape}: the model was built for at most {model.max_length}")
+    biases = [None] * len(model.layers) if biases is None else list(biases)
+    if len(biases) != len(model.layers):
+        raise ValueError(f"biases must be one per layer: got {len(biases)} for {len(model.layers)} layers")
+    return model.embed[tokens], biases
+
+
+def forward(model, tokens, biases=None, attend=chunked_attention):
+    """The model: tokens (..., n) to logits (..., n, vocab_size), and the state of every layer after them.
+
+    `biases` is what the layers start from, one Bias per layer: the state after earlier tokens, or a context
+    converted by `iclca`. None starts from nothing. Raises as `embed_tokens` does, and ValueError for no tokens.
+    """
+    x, biases = embed_tokens(model, tokens, biases)
+    if x.shape[-2] == 0:
+        raise ValueError(f"tokens must not be empty, got shape {x.shape[:-1]}")
+    for i, layer in enumerate(model.layers):
+        x, biases[i] = block(x, layer, model, biases[i], attend)
+    return model.norm(x) @ model.unembed, biases
+
+
+def generate(model, tokens, n, biases=None):
+    """Greedy decoding: the n tokens (n,) that continue `tokens` (m,), in one pass over them and one step per new token.
+
+    Logits less than 1e-6 apart count as equal, and then the smallest token wins, so that rounding decides nothing.
+    Raises as `forward` does, and ValueError for a negative n or tokens of another shape.
+    """
+    if n < 0 or np.ndim(tokens) != 1:
+        raise ValueError(f"tokens must be (m,) and n at least 0, got tokens {np.shape(tokens)} and n = {n}")
+    continuation = []
+    for _ in range(n):
+        logits, biases = forward(model, tokens, biases)
+        tokens = [int(np.argmax(logits[-1] >= logits[-1].max() - 1e-6))]
+        continuation += tokens
+    return np.array(continuation, int)
+
+
+# ---- Models built by hand -------------------------------------------------------------------------------------------
+
+def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, dtype=np.float64):
+    """A transformer with independent normal weights of variance 1 / fan-in, elu + 1 features, and rotary positions.
+
+    rng is a numpy.random.Generator; d_ff is 4·d_model if None, and 0 leaves the MLPs out.
+    Raises ValueError if the heads do not divide d_model into even widths.
+
+    >>> model = random_transformer(np.random.default_rng(0), vocab_size=50, d_model=16, n_layers=2, n_heads=4)
+    >>> forward(model, [3, 1, 4])[0].shape
+    (3, 50)
+    """
+    if d_model % (2 * n_heads):
+        raise ValueError(f"n_heads = {n_heads} must divide d_model = {d_model} into even widths")
+    d_ff = 4 * d_model if d_ff is None else d_ff
+    d_k = d_model // n_heads
+
+    def weights(*shape):
+        w = rng.standard_normal(shape, dtype)
+        w /= math.sqrt(max(shape[-2], 1))
+        return w
+
+    def layer():
+        w_q, w_k, w_v = (weights(n_heads, d_model, d_k) for _ in range(3))
+        w_o = weights(n_heads, d_k, d_model) / math.sqrt(n_heads)  # its fan-in is all of the heads
+        theta = rope_frequencies(d_k).astype(dtype)
+        return Layer(w_q, w_k, w_v, w_o, weights(d_model, d_ff), weights(d_ff, d_model), theta)
+
+    embed = rng.standard_normal((vocab_size, d_model), dtype)
+    return Transformer(embed, tuple(layer() for _ in range(n_layers)), weights(d_model, vocab_size))
+
+
+def previous_token_layer(d_model, token, previous, max_length, dtype=np.float64):
+    """A layer whose head s = 1, 2, ... copies the slice `token` of the token s places back into the slice previous[s−1].
+
+    The last entry of the residual stream is a constant 1. Every query is (2/d_k)(1, 0, 1, 0, ...), every key of head s
+    is R_s (1, 0, 1, 0, ...), so with the frequencies θ_m = (2m + 1) π / d_k the score of j for i is
+
+        mean over m of cos(θ_m (i − j − s))  =  1 if j = i − s,  0 at every other distance below d_k
+
+    All slices have one width. d_k is even and at least max_length, so the layer is exact for that many tokens.
+    """
+    heads, width = len(previous), token.stop - token.start
+    d_k = max(max_length, heads + 1)
+    d_k += d_k % 2
+    theta = (np.arange(1, d_k, 2) * np.pi / d_k).astype(dtype)
+    start = np.tile(np.array([1, 0], dtype), (heads, d_k // 2))
+    w_q, w_k = np.zeros((2, heads, d_model, d_k), dtype)
+    w_q[:, -1] = start * 2 / d_k
+    w_k[:, -1] = rotate(start, *rope(np.arange(1, heads + 1), theta))
+    w_v, w_o = np.zeros((heads, d_model, width), dtype), np.zeros((heads, width, d_model), dtype)
+    w_v[:, token] = np.eye(width)
+    for s, slot in enumerate(previous):
+        w_o[s, :, slot] = np.eye(width)
+    return Layer(w_q, w_k, w_v, w_o, np.zeros((d_model, 0), dtype), np.zeros((0, d_model), dtype), theta)
+
+
+def look_up_layer(d_model, queries, keys, value, output, dtype=np.float64):
+    """A layer of one head that compares the slices `queries` with the slices `keys` and copies `value` into `output`.
+
+    The score of j for i is Σ_s x_i[queries[s]]·x_j[keys[s]]; θ = 0, so the position does not matter.
+    """
+    width = value.stop - value.start
+    d_k = len(queries) * width
+    d_k += d_k % 2
+    w_q, w_k = np.zeros((2, 1, d_model, d_k), dtype)
+    for s, (query, key) in enumerate(zip(queries, keys)):
+        row = slice(s * width, (s + 1) * width)
+        w_q[0, query, row] = w_k[0, key, row] = np.eye(width)
+    w_v, w_o = np.zeros((1, d_model, width), dtype), np.zeros((1, width, d_model), dtype)
+    w_v[0, value] = w_o[0, :, output] = np.eye(width)
+    return Layer(w_q, w_k, w_v, w_o, np.zeros((d_model, 0), dtype), np.zeros((0, d_model), dtype),
+                 np.zeros(d_k // 2, dtype))
+
+
+def induction_transformer(vocab_size, max_length, n_gram=2, dtype=np.float64):
+    """Two layers, written down by hand, that continue a text as it went on before: n-gram induction.
+
+    Residual stream: token one-hot, n_gram slots for the tokens before it, an output slot, a constant 1.
+    Layer 1 copies the n_gram previous tokens into their slots. Layer 2 compares the query (x_i, x_{i−1}, ...) with the
+    key (x_{j−1}, x_{j−2}, ...) and answers with the value x_j, so the logit of a word is
+
+        Σ_{j ≤ i, x_j = word}  (the number of s = 1 ... n_gram with x_{j−s} = x_{i+1−s})
+
+    and layer 2's b_KV after a text is a table of counts: row (s−1)·vocab_size + a, column b, says how often b came
+    s places after a. It is a vote: one long match can be outvoted by many short ones. φ = identity, no normalizer,
+    no norm, no MLP. max_length bounds context and prompt together.
+    Raises ValueError unless vocab_size, max_length and n_gram are at least 1.
+
+    >>> model = induction_transformer(vocab_size=5, max_length=20)
+    >>> generate(model, [4, 0, 1, 2, 3, 4, 0], n=3)
+    array([1, 2, 3])
+    """
+    if min(vocab_size, max_length, n_gram) < 1:
+        raise ValueError(f"vocab_size {vocab_size}, max_length {max_length} and n_gram {n_gram} must be at least 1")
+    slots = [slice(s * vocab_size, (s + 1) * vocab_size) for s in range(n_gram + 2)]
+    token, *previous, output = slots
+    d_model = output.stop + 1
+    embed, unembed = np.zeros((vocab_size, d_model), dtype), np.zeros((d_model, vocab_size), dtype)
+    embed[:, token] = unembed[output] = np.eye(vocab_size)
+    embed[:, -1] = 1
+    layers = (previous_token_layer(d_model, token, previous, max_length, dtype),
+              look_up_layer(d_model, slots[:n_gram], previous, token, output, dtype))
+    return Transformer(embed, layers, unembed, phi=identity, normalize=False, norm=identity, activation=identity,
+                       max_length=max_length)

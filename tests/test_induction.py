@@ -1,0 +1,65 @@
+"""The model built by hand: n-gram induction, and its b_KV as a table of counts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exact import assert_close, rngs
+from iclca_ref import iclca
+from linear_transformer import forward, generate, induction_transformer
+
+texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
+
+
+def counted(text, vocab_size, n_gram):
+    """For every place of the text the votes for the next word: its histories and the text's, compared entry by entry."""
+    votes = np.zeros((len(text), vocab_size))
+    for i in range(len(text)):
+        for j in range(i + 1):
+            votes[i, text[j]] += sum(text[j - s] == text[i + 1 - s] for s in range(1, n_gram + 1) if j >= s)
+    return votes
+
+
+@pytest.mark.proves("induction by hand", "design; Table 2")
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@given(texts, st.integers(1, 4), st.integers(0, 3))
+def test_the_logits_count_how_far_the_histories_agree(dtype, text, n_gram, room):
+    logits, _ = forward(induction_transformer(5, len(text) + room, n_gram, dtype), text)
+    assert_close(logits + 1, (counted(text, 5, n_gram) + 1).astype(dtype), ulps=40 * len(text))
+
+
+@pytest.mark.proves("b_KV is the table of what followed what", "design")
+@given(texts, st.integers(1, 3))
+def test_the_last_layers_b_kv_is_the_table_of_what_came_after_what(text, n_gram):
+    table = np.zeros((n_gram, 5, 5))
+    for s in range(1, n_gram + 1):
+        np.add.at(table[s - 1], (text[:-s], text[s:]), 1)
+    b_kv = iclca(induction_transformer(5, len(text), n_gram), text)[1].kv[0]
+    assert_close(b_kv[:5 * n_gram] + 1, table.reshape(-1, 5) + 1, ulps=40 * len(text))
+
+
+@given(rngs, st.integers(1, 3), st.integers(1, 60))
+def test_the_converted_model_continues_as_the_text_in_context_does(rng, n_gram, m):
+    model, text = induction_transformer(9, m + 40, n_gram), rng.integers(0, 9, m + 10)
+    np.testing.assert_array_equal(generate(model, text[m:], 30, iclca(model, text[:m])), generate(model, text, 30))
+
+
+def test_a_text_is_continued_as_it_went_on_before():
+    model = induction_transformer(30, 50)
+    text = np.random.default_rng(0).permutation(30)
+    np.testing.assert_array_equal(generate(model, [*text, *text[:2]], 10), text[2:12])
+
+
+def test_an_odd_product_of_vocabulary_and_n_gram_is_padded():
+    model = induction_transformer(3, 9, n_gram=1)
+    assert model.layers[1].w_q.shape[-1] == 4
+    np.testing.assert_array_equal(generate(model, [0, 1, 2, 0], 2), [1, 2])
+
+
+def test_a_text_longer_than_the_model_was_built_for_and_sizes_below_one_are_refused():
+    with pytest.raises(ValueError, match="at most 5"):
+        forward(induction_transformer(3, 5), [0] * 6)
+    for sizes in (0, 5, 1), (5, 0, 1), (5, 5, 0):
+        with pytest.raises(ValueError, match="at least 1"):
+            induction_transformer(*sizes)
