@@ -330,7 +330,8 @@ def generate(model, tokens, n, biases=None):
 def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, dtype=np.float64):
     """A transformer with independent normal weights of variance 1 / fan-in, elu + 1 features, and rotary positions.
 
-    rng is a numpy.random.Generator; d_ff is 4·d_model if None, and 0 leaves the MLPs out.
+    The 2·n_layers matrices that write to the residual stream are divided by √(2·n_layers), as in GPT-2, so that the
+    stream does not grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0 leaves the MLPs out.
     Raises ValueError if the heads do not divide d_model into even widths.
 
     >>> model = random_transformer(np.random.default_rng(0), vocab_size=50, d_model=16, n_layers=2, n_heads=4)
@@ -342,19 +343,21 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
     d_ff = 4 * d_model if d_ff is None else d_ff
     d_k = d_model // n_heads
 
-    def weights(*shape):
+    depth = 2 * n_layers
+
+    def weights(*shape, fan_in):
         w = rng.standard_normal(shape, dtype)
-        w /= math.sqrt(max(shape[-2], 1))
+        w /= math.sqrt(max(fan_in, 1))
         return w
 
     def layer():
-        w_q, w_k, w_v = (weights(n_heads, d_model, d_k) for _ in range(3))
-        w_o = weights(n_heads, d_k, d_model) / math.sqrt(n_heads)  # its fan-in is all of the heads
-        theta = rope_frequencies(d_k).astype(dtype)
-        return Layer(w_q, w_k, w_v, w_o, weights(d_model, d_ff), weights(d_ff, d_model), theta)
+        w_q, w_k, w_v = (weights(n_heads, d_model, d_k, fan_in=d_model) for _ in range(3))
+        w_o = weights(n_heads, d_k, d_model, fan_in=d_model * depth)
+        w_1, w_2 = weights(d_model, d_ff, fan_in=d_model), weights(d_ff, d_model, fan_in=d_ff * depth)
+        return Layer(w_q, w_k, w_v, w_o, w_1, w_2, rope_frequencies(d_k).astype(dtype))
 
-    embed = rng.standard_normal((vocab_size, d_model), dtype)
-    return Transformer(embed, tuple(layer() for _ in range(n_layers)), weights(d_model, vocab_size))
+    embed = weights(vocab_size, d_model, fan_in=1)
+    return Transformer(embed, tuple(layer() for _ in range(n_layers)), weights(d_model, vocab_size, fan_in=d_model))
 
 
 def previous_token_layer(d_model, token, previous, max_length, dtype=np.float64):

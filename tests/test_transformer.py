@@ -94,10 +94,10 @@ def test_equal_logits_give_the_smallest_token_whatever_the_rounding():
     assert generate(ties, [3], 1) == (1 if last[0] < last[1] else 0)
 
 
-def test_random_weights_have_variance_one_over_fan_in():
-    model = random_transformer(np.random.default_rng(0), 500, 64, 1, 4, d_ff=128)
+def test_random_weights_have_variance_one_over_fan_in_and_less_where_they_write_to_the_residual_stream():
+    model = random_transformer(np.random.default_rng(0), 500, 64, 2, 4, d_ff=128)
     w_q, w_k, w_v, w_o, w_1, w_2, theta = model.layers[0]
-    for w, fan_in in [(model.embed, 1), (w_q, 64), (w_k, 64), (w_v, 64), (w_o, 64), (w_1, 64), (w_2, 128),
+    for w, fan_in in [(model.embed, 1), (w_q, 64), (w_k, 64), (w_v, 64), (w_o, 64 * 4), (w_1, 64), (w_2, 128 * 4),
                       (model.unembed, 64)]:
         assert abs(w.std() * fan_in**0.5 - 1) < 0.05
     assert w_q.shape == w_k.shape == w_v.shape == (4, 64, 16) and w_o.shape == (4, 16, 64) and theta.shape == (8,)
