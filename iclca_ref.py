@@ -1,18 +1,29 @@
-"""Exact conversion of a context into weights: reference code to read beside the papers.
+"""A context becomes weights, exactly: reference code to read beside the papers.
 
-In a linear-attention transformer the tokens in front of a prompt change one thing in each layer, the sum that the
-prompt's tokens attend to. So the context X' of M tokens can be replaced, for every prompt X, by two biases a layer:
+One sum, three names. Over the tokens of a context, with keys k_i and values v_i, take
 
-    b'_KV = R_{−M} b_KV + Σ_{j≤M} R_{j−M} φ(k'_j) v'_jᵀ        b'_D = b_D + Σ_{j≤M} φ(k'_j)
+    Σ_i k_i ⊗ v_i
 
-    O(X with b')  =  the last N rows of  O([X'; X] with b)                                      (Theorem 4.5)
+To Chen et al. it is b_KV, the bias that replaces the context in linear attention (ICLCA, Theorem 4.1). To Dai et al.
+it is ΔW_ICLᵀ, the weight update that demonstrations act as. And with keys x_i and values W₀ x_i − y_i it is −N/η times
+the transpose of ΔW = −(η/N) Σ_i (W₀ x_i − y_i) x_iᵀ, the step of gradient descent that von Oswald et al. find in a
+linear layer. So converting a context of regression examples by ICLCA *is* a gradient step, and the three views of
+in-context learning are one array. With rotary positions and a normalizer the same sum reads
 
-`attention_bias` is that sum, `iclca` applies it layer by layer (Algorithm 1), and
+    b'_KV = R_{−M} b_KV + Σ_{j≤M} R_{j−M} φ(k_j) v_jᵀ        b'_D = b_D + Σ_{j≤M} φ(k_j)
 
-    python iclca_ref.py
+    O(X with b')  =  the last N rows of  O([X'; X] with b),  for every prompt X                 (Theorem 4.5)
 
-shows it on a text: it reads, converts, throws the text away, and answers the same. Symbols are those of
-linear_transformer.py; the paper is Chen et al., ICML 2024 (arXiv 2406.02847).
+`attention_bias` is that sum, `iclca` applies it layer by layer (Algorithm 1); then come the dual form, in which the
+sum is a trained weight, and recurrences that train theirs as they read. `python iclca_ref.py` shows a text turned into
+weights. Symbols are those of linear_transformer.py; in addition
+
+    W0, W          regression weights (d_out, d_in), applied to rows as X @ W.T
+    X, Y, E        training inputs (n, d_in), targets (n, d_out), error signals (n, d_out); x: test inputs (..., d_in)
+    eta, gamma     learning rate; decay of a retention
+
+The papers: Chen et al., ICML 2024 (arXiv 2406.02847); Dai et al. 2022 (2212.10559); Irie et al. 2022; Aizerman et
+al. 1964; von Oswald et al., ICML 2023 (2212.07677). "Review" is the summary ICL-VS-FT of the dual form.
 """
 
 import argparse
@@ -133,6 +144,214 @@ def load_biases(path, model=None):
             raise ValueError(f"{path}: layer {i}'s kv is {bias.kv.dtype} {bias.kv.shape}, "
                              f"the model's is {layer.w_k.dtype} {expected}")
     return biases
+
+
+# ---- The dual form: training as attention, attention as training -----------------------------------------------------
+
+def lin_attn(V, K, q):
+    """Linear attention without a normalizer, Σ_i v_i (k_i·q): V Kᵀ q in the review, where tokens are columns.
+
+    V (..., n, d_v), K (..., n, d_k), q (..., d_k) or rows of it. Raises ValueError if lengths or widths differ.
+    Source: review Eq 1.
+
+    >>> lin_attn(V=np.array([[1, 0], [0, 1]]), K=np.array([[1, 2], [3, 4]]), q=np.array([1, 1]))
+    array([3, 7])
+    """
+    if K.shape[:-1] != V.shape[:-1] or K.shape[-1] != q.shape[-1]:
+        raise ValueError(f"V (..., n, d_v), K (..., n, d_k) and q (..., d_k) do not fit: V {V.shape}, K {K.shape}, q {q.shape}")
+    return q @ K.swapaxes(-1, -2) @ V
+
+
+def weight_update(E, X):
+    """ΔW = Σ_i e_i ⊗ x_i, the sum of error signals times inputs: E (..., n, d_out), X (..., n, d_in) to (..., d_out, d_in).
+
+    Raises ValueError if the lengths differ. Source: review Eq 2-3.
+    """
+    return key_value_matrix(E, X)
+
+
+def dual_form(W0, E, X, x):
+    """A trained linear layer, (W₀ + ΔW) x, as attention over its training data: W₀ x + LinAttn(E, X, x).
+
+    The values are the error signals e_i, the keys the training inputs x_i, the query the test input x (..., d_in).
+    Raises ValueError for shapes that do not fit. Source: review Eq 4; Irie et al. 2022 for a whole training run.
+    """
+    if W0.shape != (E.shape[-1], X.shape[-1]):
+        raise ValueError(f"W0 must be (d_out, d_in) for E {E.shape} and X {X.shape}, got {W0.shape}")
+    return x @ W0.T + lin_attn(E, X, x)
+
+
+def mean_squared_gradient(outputs, targets):
+    """(F(x_i) − y_i) / n: the gradient of 1/(2n) Σ ‖F(x_i) − y_i‖² with respect to each output. (n, d_out) twice."""
+    return (outputs - targets) / len(outputs)
+
+
+def gradient_descent(W0, X, Y, eta, steps=1, gradient=mean_squared_gradient):
+    """Full-batch gradient descent on a linear layer, with a record of its run: (W, E, X_seen).
+
+        E_t = −η · gradient(X W_{t−1}ᵀ, Y),    W_t = W_{t−1} + E_tᵀ X
+
+    W0 (d_out, d_in), X (n, d_in), Y (n, d_out). E (steps·n, d_out) has the error signals of all steps, X_seen
+    (steps·n, d_in) the input that met each, so that dual_form(W0, E, X_seen, x) is the trained layer at any x.
+    gradient(outputs, Y) is the loss's gradient with respect to the outputs (n, d_out), by default that of
+    1/(2n) Σ ‖W x_i − y_i‖². Raises ValueError for shapes that do not fit, no data, and a negative number of steps.
+    Source: review Eq 2-4; von Oswald et al. Eq 2-3.
+
+    >>> gradient_descent(np.zeros((1, 1)), np.array([[1.0], [2.0]]), np.array([[1.0], [2.0]]), eta=0.4)[0]
+    array([[1.]])
+    """
+    if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y) or not len(X) or W0.shape != (Y.shape[1], X.shape[1]) or steps < 0:
+        raise ValueError("need W0 (d_out, d_in), X (n, d_in), Y (n, d_out), n at least 1 and steps at least 0, "
+                         f"got W0 {W0.shape}, X {X.shape}, Y {Y.shape}, steps = {steps}")
+    W, errors = W0, [Y[:0]]
+    for _ in range(steps):
+        E = -eta * gradient(X @ W.T, Y)
+        W = W + weight_update(E, X)
+        errors.append(E)
+    return W, np.concatenate(errors), np.concatenate([X[:0], *[X] * steps])
+
+
+def kernel_prediction(alpha, X, x, kernel):
+    """Σ_i α_i k(x_i, x): the potential function, which is the dual form on features if k(x, x') = φ(x)·φ(x').
+
+    alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in); kernel takes two vectors (d_in,) and returns a number.
+    Raises ValueError if the lengths or widths differ. Source: Aizerman et al. 1964.
+
+    >>> kernel_prediction(np.array([[2.0]]), np.array([[1.0, 1.0]]), np.array([3.0, 4.0]), lambda a, b: (a @ b)**2)
+    array([98.])
+    """
+    if len(alpha) != len(X) or X.ndim != 2 or X.shape[-1] != x.shape[-1]:
+        raise ValueError(f"need alpha (n, ...), X (n, d_in), x (..., d_in), got {alpha.shape}, {X.shape}, {x.shape}")
+    return np.apply_along_axis(lambda one: np.array([kernel(x_i, one) for x_i in X]), -1, x) @ alpha
+
+
+def icl_weight_update(context, w_k, w_v):
+    """Dai et al.'s ΔW_ICL = Σ_i W_V x'_i ⊗ W_K x'_i: the demonstrations as an update of the zero-shot weights.
+
+    context (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v) to (..., d_v, d_k); the paper's W_K and W_V are
+    transposed, its tokens are columns. Relaxed attention over [demonstrations; query tokens] is (W_ZSL + ΔW_ICL) q,
+    with W_ZSL the same sum over the query tokens. Raises ValueError for widths that do not fit. Source: Dai et al. §3.
+    """
+    return weight_update(context @ w_v, context @ w_k)
+
+
+# ---- How alike are in-context learning and fine-tuning? (Dai et al. §4) ----------------------------------------------
+
+def unit(a):
+    """a / ‖a‖ over the last axis. Raises ValueError for vectors of norm 0, and if there are none."""
+    norms = np.linalg.norm(a, axis=-1, keepdims=True)
+    if not norms.size or (norms == 0).any():
+        raise ValueError(f"an array {a.shape} without vectors or with a vector of norm 0 has no direction")
+    return a / norms
+
+
+def cosine(a, b):
+    """a·b / (‖a‖ ‖b‖) over the last axis. Raises ValueError for different shapes and for vectors of norm 0."""
+    if a.shape != b.shape:
+        raise ValueError(f"a cosine needs two arrays of one shape, got {a.shape} and {b.shape}")
+    return (unit(a) * unit(b)).sum(axis=-1)
+
+
+def sim_aou(icl, fine_tuned, zero_shot):
+    """SimAOU: the mean cosine of the two updates of the attention output, ICL − zero-shot and fine-tuned − zero-shot.
+
+    Each array is (examples, layers, width): the last token's attention output in one setting, scaled to norm 1 here.
+    Raises ValueError for different shapes and for outputs or updates of norm 0. Source: Dai et al. §4.
+    """
+    if not icl.shape == fine_tuned.shape == zero_shot.shape:
+        raise ValueError(f"need three arrays of one shape, got {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
+    icl, fine_tuned, zero_shot = unit(icl), unit(fine_tuned), unit(zero_shot)
+    return cosine(icl - zero_shot, fine_tuned - zero_shot).mean()
+
+
+def sim_am(icl, fine_tuned):
+    """SimAM: the mean cosine of the attention weights that the last token gives to the query tokens, before softmax.
+
+    Each array is (examples, layers, heads, query tokens). Raises ValueError for different shapes and for weights that
+    are all 0. Source: Dai et al. §4.
+    """
+    return cosine(icl, fine_tuned).mean()
+
+
+def rec_to_ftp(icl, fine_tuned, zero_shot):
+    """Rec2FTP: of the examples that fine-tuning corrects (wrong zero-shot, right after), the share that ICL corrects too.
+
+    Each array is (examples,) of booleans: whether the answer was right. Raises ValueError for different shapes, and if
+    fine-tuning corrects nothing. Source: Dai et al. §4.
+
+    >>> rec_to_ftp(icl=np.array([True, False]), fine_tuned=np.array([True, True]), zero_shot=np.array([False, False]))
+    0.5
+    """
+    if not icl.shape == fine_tuned.shape == zero_shot.shape:
+        raise ValueError(f"need three arrays of one shape, got {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
+    corrected = fine_tuned & ~zero_shot
+    if not corrected.any():
+        raise ValueError(f"fine-tuning corrects none of the {len(corrected)} examples: there is nothing to compare with")
+    return float(icl[corrected].mean())
+
+
+# ---- Online learning as attention: two more states that replace a context --------------------------------------------
+
+def _state(q, k, v, state):
+    """`state` (..., d_k, d_v), or zeros in the arithmetic of k and v. Raises ValueError unless all shapes fit."""
+    return _initial_state(q, k, v, None if state is None else Bias(state, np.empty(state.shape[:-1]))).kv
+
+
+def _decays(gamma, k, powers):
+    """γⁿ for each n of `powers`, in the arithmetic of k: (..., len(powers)), with γ a number or one per head (...,)."""
+    gamma = np.asarray(gamma)
+    if gamma.shape not in ((), k.shape[:-2]):
+        raise ValueError(f"gamma must be a number or {k.shape[:-2]}, one per head of k {k.shape}, got {gamma.shape}")
+    gamma = gamma.astype(k.dtype) if k.dtype.kind == "f" else gamma
+    return np.stack([gamma ** n for n in powers], axis=-1)
+
+
+def retention(q, k, v, gamma, state=None, rope=None):
+    """RetNet's retention, linear attention that forgets: s_i = γ s_{i−1} + R_i k_i v_iᵀ, o_i = (R_i q_i)ᵀ s_i.
+
+    q, k (..., n, d_k), v (..., n, d_v); gamma is a number or one per head (...,); state (..., d_k, d_v), zeros if None.
+    Returns o (..., n, d_v) and the state in the frame of the next token, R_{−n} s_n, which replaces what was read.
+    Raises ValueError for shapes that do not fit. Source: Sun et al. 2023; with γ = 1, Eq 19 without a normalizer.
+    """
+    s, n, outputs = _state(q, k, v, state), q.shape[-2], [v[..., :0, :]]
+    decay = _decays(gamma, k, [1])[..., None]
+    for i in range(n):
+        here = slice(i, i + 1)
+        rq, rk = (_turn(x[..., here, :], rope, np.array([i + 1])) for x in (q, k))
+        s = decay * s + rk.swapaxes(-1, -2) @ v[..., here, :]
+        outputs.append(rq @ s)
+    return np.concatenate(outputs, axis=-2), _shift(s, rope, -n)
+
+
+def retention_bias(k, v, gamma, state=None, rope=None):
+    """Theorem 4.5 for retention: γᴹ stands beside R_{−M}, as γⁿ composes just as R_n does.
+
+        b' = γᴹ R_{−M} b + Σ_{j=1..M} γ^{M−j} R_{j−M} k_j v_jᵀ
+
+    Arguments and errors as for `retention`; returns the state (..., d_k, d_v) that replaces the context.
+    """
+    b, m = _state(k, k, v, state), k.shape[-2]
+    decays = _decays(gamma, k, range(m, -1, -1))
+    rk = _turn(k, rope, np.arange(1, m + 1) - m)
+    return decays[..., :1, None] * _shift(b, rope, -m) + key_value_matrix(decays[..., 1:, None] * rk, v)
+
+
+def delta_rule(q, k, v, beta, state=None):
+    """DeltaNet: s_i = s_{i−1} + β_i k_i (v_i − s_{i−1}ᵀ k_i)ᵀ, o_i = s_iᵀ q_i.
+
+    Each token is one step of gradient descent, with rate β_i, on ½ ‖sᵀ k_i − v_i‖²: the state *is* a weight matrix in
+    training, and the bias that replaces what was read. It is not a sum over tokens: later ones overwrite earlier ones.
+    q, k (..., n, d_k), v (..., n, d_v), beta (..., n), state (..., d_k, d_v) or None for zeros; returns o (..., n, d_v)
+    and the state. Raises ValueError for shapes that do not fit. Source: Schlag et al. 2021; Yang et al. 2024.
+    """
+    s, outputs = _state(q, k, v, state), [v[..., :0, :]]
+    if beta.shape != k.shape[:-1]:
+        raise ValueError(f"beta must be {k.shape[:-1]}, one for each token of k {k.shape}, got {beta.shape}")
+    for i in range(k.shape[-2]):
+        q_i, k_i, v_i, beta_i = (x[..., i:i + 1, :] for x in (q, k, v, beta[..., None]))
+        s = s + beta_i * k_i.swapaxes(-1, -2) @ (v_i - k_i @ s)
+        outputs.append(q_i @ s)
+    return np.concatenate(outputs, axis=-2), s
 
 
 # ---- The command line: a text becomes weights -----------------------------------------------------------------------

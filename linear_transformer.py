@@ -433,3 +433,97 @@ def induction_transformer(vocab_size, max_length, n_gram=2, dtype=np.float64):
               look_up_layer(d_model, slots[:n_gram], previous, token, output, dtype))
     return Transformer(embed, layers, unembed, phi=identity, normalize=False, norm=identity, activation=identity,
                        max_length=max_length)
+
+
+# ---- Linear self-attention that descends a gradient (von Oswald et al., ICML 2023) ------------------------------------
+#
+# Regression tokens e_j = (x_j, y_j) are rows (..., n, n_x + n_y). The paper writes tokens as columns; its matrices keep
+# their shapes here and are applied to rows as e @ W.T.
+
+class LSA(NamedTuple):
+    """The matrices of one linear self-attention layer, with the shapes of the paper: e_j ← e_j + P W_V E (W_K E)ᵀ W_Q e_j."""
+
+    w_q: np.ndarray  # (d_k, n_x + n_y)
+    w_k: np.ndarray  # (d_k, n_x + n_y)
+    w_v: np.ndarray  # (d_v, n_x + n_y)
+    p: np.ndarray    # (n_x + n_y, d_v)
+
+
+def lsa(context, query, weights):
+    """One linear self-attention layer, e_j ← e_j + P V Kᵀ q_j: keys and values come from the context tokens alone.
+
+    context (..., n, d), query (..., m, d) or (d,), weights an LSA; returns both after the layer, with the same shapes.
+    Raises ValueError for other shapes. Source: §2, Eq 1 and Proposition 1; rows are tokens here.
+    """
+    w_q, w_k, w_v, p = weights
+    if context.ndim < 2 or not context.shape[-1] == query.shape[-1] == w_k.shape[-1]:
+        raise ValueError(f"context and query must be rows as wide as w_k {w_k.shape}, got {context.shape}, {query.shape}")
+    if query.ndim > 1 and query.shape[:-2] != context.shape[:-2] or query.ndim == 1 and context.ndim > 2:
+        raise ValueError(f"query {query.shape} must have the batch axes of context {context.shape}")
+    keys_and_values = (context @ w_k.T).swapaxes(-1, -2) @ (context @ w_v.T)
+    return tuple(e + e @ w_q.T @ keys_and_values @ p.T for e in (context, query))
+
+
+def gd_weights(w0, eta, n):
+    """The LSA layer that takes one step of gradient descent on L(W) = 1/(2n) Σ_i ‖W x_i − y_i‖² from W₀.
+
+        W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
+
+    It moves each context token from (x, y) to (x, y − ΔW x) and the query token from (x, −W₀ x) to (x, −(W₀ + ΔW) x),
+    so the prediction is minus the query's y-part; the same layer again is the next step.
+    w0 (n_y, n_x); n is the number of context tokens. Raises ValueError if w0 is no matrix or n < 1.
+    Source: Proposition 1 and Appendix A.1, Eq 8.
+
+    >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])       # x = 1, y = 2; W₀ = 0; predict at x = 3
+    >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # one step: W = 1
+    array([[ 3., -3.]])
+    """
+    if w0.ndim != 2 or n < 1:
+        raise ValueError(f"w0 must be (n_y, n_x) and n at least 1, got w0 {w0.shape} and n = {n}")
+    n_y, n_x = w0.shape
+    one_x, one_y, zero = np.eye(n_x, dtype=w0.dtype), np.eye(n_y, dtype=w0.dtype), 0 * w0
+    w_k = np.block([[one_x, zero.T], [zero, 0 * one_y]])
+    w_v = np.block([[0 * one_x, zero.T], [w0, -one_y]])
+    return LSA(w_k, w_k, w_v, p=np.eye(n_x + n_y, dtype=w0.dtype) * (eta / n))
+
+
+def gd_plus_plus_weights(w0, eta, gamma, n):
+    """GD++: the layer of `gd_weights` that also moves the inputs, x_j ← (I − γ Σ_i x_i x_iᵀ) x_j.
+
+        W_V = [[I, 0], [W₀, −I]],    P = diag(−γ I, (η/n) I)
+
+    For the layers after it each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)²: with 0 < γ ≤ 1/(3 λ_max) they lie
+    closer together, so gradient descent goes faster. Arguments and errors as for `gd_weights`.
+    Source: Appendix A.10, Eq 23.
+    """
+    w_q, w_k, w_v, p = gd_weights(w0, eta, n)
+    x_part = w_k  # [[I, 0], [0, 0]]
+    return LSA(w_q, w_k, w_v + x_part, p - p * x_part - gamma * x_part)
+
+
+def alternating_tokens(x, y):
+    """The tokens x_1, y_1, x_2, y_2, ..., each with its one-hot position: rows (x_j, 0, e_{2j−1}) and (0, y_j, e_{2j}).
+
+    x (n, n_x) and y (n, n_y) give (2n, n_x + n_y + 2n). Raises ValueError if the lengths differ.
+    """
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"x and y must be (n, n_x) and (n, n_y), got {x.shape} and {y.shape}")
+    n, n_x = x.shape
+    tokens = np.zeros((2 * n, n_x + y.shape[1] + 2 * n), np.result_type(x, y))
+    tokens[0::2, :n_x], tokens[1::2, n_x:-2 * n or None] = x, y
+    tokens[:, tokens.shape[1] - 2 * n:] = np.eye(2 * n, dtype=tokens.dtype)
+    return tokens
+
+
+def pairing_weights(n_x, n_y, n, dtype=np.float64):
+    """The LSA layer that puts y_j next to x_j: it adds to every token the y-part of the token after it.
+
+        W_Q = [0, 0, I],    W_K = [0, 0, S],    W_V = [0, I, 0],    P = W_Vᵀ,    S e_{t+1} = e_t
+
+    On `alternating_tokens` the odd rows become (x_j, y_j, e_{2j−1}): the tokens that `gd_weights` needs.
+    Source: Proposition 3 and Appendix A.5.
+    """
+    w_q = np.eye(2 * n, n_x + n_y + 2 * n, n_x + n_y, dtype=dtype)
+    w_k = np.eye(2 * n, n_x + n_y + 2 * n, n_x + n_y + 1, dtype=dtype)
+    w_v = np.eye(n_y, n_x + n_y + 2 * n, n_x, dtype=dtype)
+    return LSA(w_q, w_k, w_v, w_v.T)
