@@ -28,6 +28,7 @@ al. 1964; von Oswald et al., ICML 2023 (2212.07677). "Review" is the summary ICL
 
 import argparse
 import difflib
+import math
 import os
 import re
 import sys
@@ -37,8 +38,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from linear_transformer import (Bias, Transformer, _initial_state, _shift, _turn, block, chunked_attention, embed_tokens,
-                                forward, generate, induction_transformer)
+from linear_transformer import (Bias, Transformer, _divide, _initial_state, _shift, _turn, block, chunked_attention,
+                                embed_tokens, forward, generate, induction_transformer, softmax_attention)
 
 
 # ---- ICLCA: a context as biases -------------------------------------------------------------------------------------
@@ -352,6 +353,153 @@ def delta_rule(q, k, v, beta, state=None):
         s = s + beta_i * k_i.swapaxes(-1, -2) @ (v_i - k_i @ s)
         outputs.append(q_i @ s)
     return np.concatenate(outputs, axis=-2), s
+
+
+# ---- Softmax attention, approximately (ICLAA) -----------------------------------------------------------------------
+#
+# exp(q·k) is a product of features φ(q)·φ(k) too, but of infinitely many. With finitely many the context, and only the
+# context, is approximated; the prompt's tokens see one another exactly. `features` is a function from rows (..., n, d)
+# to rows (..., n, r); the vectors it is given are q and k divided by d_k^(1/4), so that q·k is the score.
+
+def gaussian_projection(rng, m, d):
+    """m random directions (m, d) with independent normal entries, for `random_features`; rng is a numpy Generator."""
+    return rng.standard_normal((m, d))
+
+
+def orthogonal_projection(rng, m, d):
+    """m random directions (m, d), orthogonal within each block of d, each distributed as a row of independent normals.
+
+    The estimate stays unbiased and its variance falls. Source: §5; Choromanski et al. 2021 (Performer), §2.4.
+    """
+    q, r = np.linalg.qr(rng.standard_normal((-(-m // d), d, d)))
+    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]  # uniform over the rotations
+    return q.reshape(-1, d)[:m] * np.linalg.norm(rng.standard_normal((m, d)), axis=-1, keepdims=True)
+
+
+def random_features(x, projection):
+    """Performer's positive features, φ(x) = exp(W x − ‖x‖²/2) / √m, with E[φ(q)·φ(k)] = exp(q·k) over the rows of W.
+
+    x (..., n, d), projection W (m, d), result (..., n, m), at most exp(‖w‖²/2) / √m however large x is.
+    Raises ValueError if the widths differ. Source: §5; Choromanski et al. 2021, Lemma 1.
+    """
+    if projection.ndim != 2 or projection.shape[-1] != x.shape[-1]:
+        raise ValueError(f"projection must be (m, {x.shape[-1]}) for x {x.shape}, got {projection.shape}")
+    exponent = x @ projection.T.astype(x.dtype) - (x * x).sum(axis=-1, keepdims=True) / 2
+    return np.exp(exponent) / math.sqrt(len(projection))
+
+
+def landmark_features(landmarks):
+    """Features f with f(q)·f(k) = exp(q·k) for every q as soon as k is a landmark (Nyström): a function of rows.
+
+        f(x) = L⁻¹ exp(Z x − ‖z‖²/2),    L Lᵀ = G = (exp(−‖z_a − z_b‖²/2))_{ab}
+
+    landmarks Z (..., r, d) are rows such as some of the context's keys (`farthest_rows`), and the features of x
+    (..., n, d) are (..., n, r). 4 r eps is added to G's diagonal, so landmarks may repeat; exact means up to that.
+    Cholesky's triangular factor keeps small features small, as eigenvectors would not, so sharp attention is safe too.
+    The function raises ValueError if the features are too large for x's type: f(x) is about exp(‖x‖²/2), which is
+    finite for ‖x‖ < 13 in float32 and ‖x‖ < 37 in float64. Source: Williams and Seeger 2001 (Nyström).
+    """
+    z, r = landmarks.astype(np.float64), landmarks.shape[-2]
+    half = (z * z).sum(axis=-1)[..., None, :] / 2
+    gram = np.exp(z @ z.swapaxes(-1, -2) - half - half.swapaxes(-1, -2))
+    inverse = np.linalg.inv(np.linalg.cholesky(gram + 4 * r * np.finfo(np.float64).eps * np.eye(r)))
+
+    def features(x):
+        with np.errstate(over="ignore", invalid="ignore"):
+            f = (np.exp(x @ z.swapaxes(-1, -2) - half) @ inverse.swapaxes(-1, -2)).astype(x.dtype)
+        if not np.isfinite(f).all():
+            raise ValueError(f"x {x.shape} of norm up to {np.linalg.norm(x, axis=-1).max():.0f} has features too large "
+                             f"for {x.dtype}")
+        return f
+
+    return features
+
+
+def farthest_rows(k, r):
+    """r of the rows of k (..., m, d), each the farthest from those before it, to be landmarks: (..., r, d).
+
+    The first is the row of largest norm. Raises ValueError unless 1 ≤ r ≤ m. Source: Gonzalez 1985.
+    """
+    if not 1 <= r <= k.shape[-2]:
+        raise ValueError(f"r must be from 1 to {k.shape[-2]}, the rows of k {k.shape}, got {r}")
+    chosen, distance = [], (k * k).sum(axis=-1)
+    for i in range(r):
+        farthest = distance.argmax(axis=-1)[..., None, None]
+        chosen.append(np.take_along_axis(k, farthest, axis=-2))
+        d = ((k - chosen[-1]) ** 2).sum(axis=-1)
+        distance = np.minimum(distance, d) if i else d
+    return np.concatenate(chosen, axis=-2)
+
+
+def softmax_bias(k, v, features):
+    """The biases that stand for a context in softmax attention: b_KV = Σ_j φ(k_j) v_jᵀ, b_D = Σ_j φ(k_j).
+
+    k (..., m, d_k), v (..., m, d_v); returns Bias(kv (..., r, d_v), d (..., r)). The factor 1/√d_k of the scores is
+    applied here, half of it to k. Raises ValueError for shapes that do not fit. Source: §5, Eq 18.
+    """
+    return attention_bias(features(k / k.shape[-1] ** 0.25), v)
+
+
+def similarity_attention(similarity, phi_q, v, bias):
+    """Exact similarities among the prompt's tokens, features for the context:
+
+        o_i = (Σ_{j≤i} sim(q_i, k_j) v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} sim(q_i, k_j) + φ(q_i)ᵀ b_D)
+
+    similarity (..., n, n) with zeros above the diagonal, phi_q (..., n, r), v (..., n, d_v), bias of width r. Exact if
+    sim(q, k) = φ(q)·φ(k). Raises ValueError for shapes that do not fit and for a denominator of 0. Source: §5, Eq 17.
+    """
+    b_kv, b_d = _initial_state(phi_q, phi_q, v, bias)
+    if similarity.shape != (*v.shape[:-1], v.shape[-2]):
+        raise ValueError(f"similarity must be (..., n, n) for v {v.shape}, got {similarity.shape}")
+    return _divide(similarity @ v + phi_q @ b_kv, similarity.sum(axis=-1, keepdims=True) + phi_q @ b_d[..., None])
+
+
+def softmax_attention_with_bias(q, k, v, bias, features):
+    """Softmax attention, exact within the prompt, with a context that has become a `softmax_bias`.
+
+    sim(q, k) = exp(q·k / √d_k) in `similarity_attention`; every row is multiplied by one factor, exp(−its largest
+    exponent), on all four sums alike, so nothing overflows. q, k (..., n, d_k), v (..., n, d_v); returns o (..., n, d_v).
+    Raises ValueError for shapes that do not fit. Source: §5, Eq 17.
+    """
+    _initial_state(q, k, v, None)
+    q, k = q / q.shape[-1] ** 0.25, k / k.shape[-1] ** 0.25
+    scores = np.where(np.tri(q.shape[-2], dtype=bool), q @ k.swapaxes(-1, -2), -np.inf)
+    phi_q = features(q)
+    with np.errstate(divide="ignore"):  # log 0 = -inf is right: a feature of 0 stays 0
+        exponents = np.log(abs(phi_q))
+    shift = np.concatenate([scores, exponents], axis=-1).max(axis=-1, keepdims=True)
+    return similarity_attention(np.exp(scores - shift), np.sign(phi_q) * np.exp(exponents - shift), v, bias)
+
+
+def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
+    """Softmax attention as the `attend` of `block` and `forward`; `converted` is a layer's (Bias, features) from `iclaa`."""
+    positions = np.arange(1, q.shape[-2] + 1)
+    q, k = _turn(q, rope, positions), _turn(k, rope, positions)
+    if converted is None:
+        return softmax_attention(q, k, v), None
+    return softmax_attention_with_bias(q, k, v, *converted), converted
+
+
+def iclaa(model, tokens, features_of):
+    """Algorithm 1 for a softmax transformer, approximately: a (Bias, features) for each layer.
+
+    forward(model, prompt, iclaa(model, tokens, features_of), softmax_attend) then approximates the logits with the
+    context in front; model.phi must be `identity`. features_of(k) makes a layer's features from the context's keys
+    (heads, m, d_k), already turned and divided by d_k^(1/4): lambda k: landmark_features(farthest_rows(k, r)), or
+    lambda k: partial(random_features, projection=W).
+
+    As in Theorem 4.5 the context keeps its places 1−M ... 0 (its keys are turned by R_{j−M}) and the prompt counts from
+    1, which only relative positions allow (Assumption 4.3). With absolute positions the prompt must go on from M + 1;
+    docs/experiments/gpt2.py does so. Raises as `forward` does. Source: §5 and Appendix D.
+    """
+    def attend(q, k, v, _, rope, normalize):
+        o, _ = softmax_attend(q, k, v, None, rope)
+        m = k.shape[-2]
+        k = _turn(k, rope, np.arange(1, m + 1) - m)
+        features = features_of(k / k.shape[-1] ** 0.25)
+        return o, (softmax_bias(k, v, features), features)
+
+    return forward(model, tokens, attend=attend)[1]
 
 
 # ---- The command line: a text becomes weights -----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import one_gd_step
+import softmax_conversion
 
 
 def run(script, capsys, *arguments):
@@ -43,3 +44,14 @@ def test_the_gradients_written_by_hand_are_the_derivatives_of_the_loss():
         direction = rng.standard_normal((11, 11))
         up, down = (weights._replace(**{name: getattr(weights, name) + s * 1e-5 * direction}) for s in (1, -1))
         assert (loss(up) - loss(down)) / 2e-5 == pytest.approx((gradient * direction).sum(), rel=1e-6)
+
+
+def test_landmarks_need_fewer_rows_than_random_features_and_sharp_attention_is_hard(capsys):
+    output = run(softmax_conversion, capsys)
+    rows = {tuple(line.split()[:2]): [float(x) for x in line.split()[2:]] for line in output.splitlines()[3:]}
+    for sharpness in "0.25", "0.8", "3.0":
+        dropped, random, landmark = (rows[sharpness, kind] for kind in ("dropped", "random", "landmark"))
+        assert landmark[0] < random[0] < dropped[0] and landmark[1] < 2e-6       # m = 64 is all of the context
+        assert random[2] < random[0]
+    assert rows["0.8", "random"][2] < 0.25 and rows["0.8", "landmark"][0] < 0.16
+    assert rows["3.0", "random"][2] > 0.7                                        # the approximation fails
