@@ -457,18 +457,23 @@ def similarity_attention(similarity, phi_q, v, bias):
 def softmax_attention_with_bias(q, k, v, bias, features):
     """Softmax attention, exact within the prompt, with a context that has become a `softmax_bias`.
 
-    sim(q, k) = exp(q·k / √d_k) in `similarity_attention`; every row is multiplied by one factor, exp(−its largest
-    exponent), on all four sums alike, so nothing overflows. q, k (..., n, d_k), v (..., n, d_v); returns o (..., n, d_v).
+    sim(q, k) = exp(q·k / √d_k) in `similarity_attention`. Every row is multiplied by one factor, exp(−its largest
+    exponent), in all four sums alike, where a feature's exponent counts the size of its bias; so nothing overflows and
+    no denominator vanishes. q, k (..., n, d_k), v (..., n, d_v); returns o (..., n, d_v).
     Raises ValueError for shapes that do not fit. Source: §5, Eq 17.
     """
     _initial_state(q, k, v, None)
     q, k = q / q.shape[-1] ** 0.25, k / k.shape[-1] ** 0.25
     scores = np.where(np.tri(q.shape[-2], dtype=bool), q @ k.swapaxes(-1, -2), -np.inf)
     phi_q = features(q)
+    b_kv, b_d = _initial_state(phi_q, phi_q, v, bias)
+    size = np.maximum(abs(b_kv).max(axis=-1, initial=0), abs(b_d))
     with np.errstate(divide="ignore"):  # log 0 = -inf is right: a feature of 0 stays 0
-        exponents = np.log(abs(phi_q))
+        exponents = np.log(abs(phi_q)) + np.log(size)[..., None, :]
     shift = np.concatenate([scores, exponents], axis=-1).max(axis=-1, keepdims=True)
-    return similarity_attention(np.exp(scores - shift), np.sign(phi_q) * np.exp(exponents - shift), v, bias)
+    size = np.where(size > 0, size, 1)
+    return similarity_attention(np.exp(scores - shift), np.sign(phi_q) * np.exp(exponents - shift), v,
+                                Bias(b_kv / size[..., None], b_d / size))
 
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
