@@ -106,7 +106,10 @@ def rotate(x, cos, sin):
     if x.dtype.kind == "f":
         cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
-    return np.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1).reshape(x.shape)
+    rotated = np.empty_like(x, dtype=np.result_type(x, cos))
+    rotated[..., 0::2] = cos * even - sin * odd
+    rotated[..., 1::2] = sin * even + cos * odd
+    return rotated
 
 
 # ---- Linear attention: one function in three forms ------------------------------------------------------------------
@@ -188,13 +191,14 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
     Arguments, result and errors as there. Time and memory grow with n². Source: Definition 3.3 and §4.3, Eq 5 and 13.
     """
     b_kv, b_d = _initial_state(q, k, v, bias)
-    positions = np.arange(1, q.shape[-2] + 1)
+    n = q.shape[-2]
+    positions, causal = np.arange(1, n + 1), np.tri(n, dtype=k.dtype)
     rq, rk = _turn(q, rope, positions), _turn(k, rope, positions)
-    o = np.tril(rq @ rk.swapaxes(-1, -2)) @ v + rq @ b_kv
+    o = (causal * (rq @ rk.swapaxes(-1, -2))) @ v + rq @ b_kv
     if normalize:
-        z = k.cumsum(axis=-2) + b_d[..., None, :]
+        z = causal @ k + b_d[..., None, :]
         o = _divide(o, (q * z).sum(axis=-1, keepdims=True))
-    return o, Bias(_shift(rk.swapaxes(-1, -2) @ v + b_kv, rope, -len(positions)), k.sum(axis=-2) + b_d)
+    return o, Bias(_shift(rk.swapaxes(-1, -2) @ v + b_kv, rope, -n), k.sum(axis=-2) + b_d)
 
 
 CHUNK = 32  # tokens per chunk: the fastest of 16 to 256 at width 64 (docs/experiments/speed.py)
