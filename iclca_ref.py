@@ -38,8 +38,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from linear_transformer import (Bias, Transformer, _divide, _initial_state, _shift, _turn, block, chunked_attention,
-                                embed_tokens, forward, generate, induction_transformer, softmax_attention)
+from linear_transformer import (Bias, Transformer, block, chunked_attention, embed_tokens, forward, generate,
+                                induction_transformer, rotate, softmax_attention)
 
 
 # ---- ICLCA: a context as biases -------------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ def attention_bias(k, v, bias=None, rope=None):
     >>> attention_bias(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
     Bias(kv=array([[11.]]), d=array([3.]))
     """
-    b_kv, b_d = _initial_state(k, k, v, bias)
     m = k.shape[-2]
-    rk = _turn(k, rope, np.arange(1, m + 1) - m)
-    return Bias(_shift(b_kv, rope, -m) + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
+    b_kv, b_d = Bias.start(k, k, v, bias).turned(rope, -m)
+    rk = rotate(k, *rope(np.arange(1, m + 1) - m)) if rope else k
+    return Bias(b_kv + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
 
 
 def iclca(model, tokens, biases=None):
@@ -293,18 +293,12 @@ def rec_to_ftp(icl, fine_tuned, zero_shot):
 
 # ---- Online learning as attention: two more states that replace a context --------------------------------------------
 
-def _state(q, k, v, state):
-    """`state` (..., d_k, d_v), or zeros in the arithmetic of k and v. Raises ValueError unless all shapes fit."""
-    return _initial_state(q, k, v, None if state is None else Bias(state, np.empty(state.shape[:-1]))).kv
-
-
-def _decays(gamma, k, powers):
-    """γⁿ for each n of `powers`, in the arithmetic of k: (..., len(powers)), with γ a number or one per head (...,)."""
+def _per_head(gamma, k):
+    """A decay γ, a number or one per head (...,), as (..., 1, 1) in k's arithmetic. Raises ValueError for other shapes."""
     gamma = np.asarray(gamma)
     if gamma.shape not in ((), k.shape[:-2]):
         raise ValueError(f"gamma must be a number or {k.shape[:-2]}, one per head of k {k.shape}, got {gamma.shape}")
-    gamma = gamma.astype(k.dtype) if k.dtype.kind == "f" else gamma
-    return np.stack([gamma ** n for n in powers], axis=-1)
+    return (gamma.astype(k.dtype) if k.dtype.kind == "f" else gamma)[..., None, None]
 
 
 def retention(q, k, v, gamma, state=None, rope=None):
@@ -314,14 +308,14 @@ def retention(q, k, v, gamma, state=None, rope=None):
     Returns o (..., n, d_v) and the state in the frame of the next token, R_{−n} s_n, which replaces what was read.
     Raises ValueError for shapes that do not fit. Source: Sun et al. 2023; with γ = 1, Eq 19 without a normalizer.
     """
-    s, n, outputs = _state(q, k, v, state), q.shape[-2], [v[..., :0, :]]
-    decay = _decays(gamma, k, [1])[..., None]
+    state = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1)))   # its d is not used
+    gamma, n, outputs = _per_head(gamma, k), q.shape[-2], [v[..., :0, :]]
+    rq, rk = (rotate(x, *rope(np.arange(1, n + 1))) if rope else x for x in (q, k))
     for i in range(n):
-        here = slice(i, i + 1)
-        rq, rk = (_turn(x[..., here, :], rope, np.array([i + 1])) for x in (q, k))
-        s = decay * s + rk.swapaxes(-1, -2) @ v[..., here, :]
-        outputs.append(rq @ s)
-    return np.concatenate(outputs, axis=-2), _shift(s, rope, -n)
+        rq_i, rk_i, v_i = (x[..., i:i + 1, :] for x in (rq, rk, v))
+        state = state._replace(kv=gamma * state.kv + rk_i.swapaxes(-1, -2) @ v_i)
+        outputs.append(rq_i @ state.kv)
+    return np.concatenate(outputs, axis=-2), state.turned(rope, -n).kv
 
 
 def retention_bias(k, v, gamma, state=None, rope=None):
@@ -331,10 +325,12 @@ def retention_bias(k, v, gamma, state=None, rope=None):
 
     Arguments and errors as for `retention`; returns the state (..., d_k, d_v) that replaces the context.
     """
-    b, m = _state(k, k, v, state), k.shape[-2]
-    decays = _decays(gamma, k, range(m, -1, -1))
-    rk = _turn(k, rope, np.arange(1, m + 1) - m)
-    return decays[..., :1, None] * _shift(b, rope, -m) + key_value_matrix(decays[..., 1:, None] * rk, v)
+    m = k.shape[-2]
+    b = Bias.start(k, k, v, None if state is None else Bias(state, state.sum(axis=-1))).turned(rope, -m).kv
+    gamma = _per_head(gamma, k)
+    decays = np.concatenate([gamma ** n for n in range(m, -1, -1)], axis=-2)                   # γᴹ, γ^{M−1}, ..., 1
+    rk = rotate(k, *rope(np.arange(1, m + 1) - m)) if rope else k
+    return decays[..., :1, :] * b + (decays[..., 1:, :] * rk).swapaxes(-1, -2) @ v
 
 
 def delta_rule(q, k, v, beta, state=None):
@@ -345,7 +341,8 @@ def delta_rule(q, k, v, beta, state=None):
     q, k (..., n, d_k), v (..., n, d_v), beta (..., n), state (..., d_k, d_v) or None for zeros; returns o (..., n, d_v)
     and the state. Raises ValueError for shapes that do not fit. Source: Schlag et al. 2021; Yang et al. 2024.
     """
-    s, outputs = _state(q, k, v, state), [v[..., :0, :]]
+    s = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1))).kv
+    outputs = [v[..., :0, :]]
     if beta.shape != k.shape[:-1]:
         raise ValueError(f"beta must be {k.shape[:-1]}, one for each token of k {k.shape}, got {beta.shape}")
     for i in range(k.shape[-2]):
@@ -437,7 +434,8 @@ def softmax_bias(k, v, features):
     k (..., m, d_k), v (..., m, d_v); returns Bias(kv (..., r, d_v), d (..., r)). The factor 1/√d_k of the scores is
     applied here, half of it to k. Raises ValueError for shapes that do not fit. Source: §5, Eq 18.
     """
-    return attention_bias(features(k / k.shape[-1] ** 0.25), v)
+    phi_k = features(k / k.shape[-1] ** 0.25)
+    return Bias(key_value_matrix(phi_k, v), phi_k.sum(axis=-2))
 
 
 def similarity_attention(similarity, phi_q, v, bias):
@@ -448,10 +446,13 @@ def similarity_attention(similarity, phi_q, v, bias):
     similarity (..., n, n) with zeros above the diagonal, phi_q (..., n, r), v (..., n, d_v), bias of width r. Exact if
     sim(q, k) = φ(q)·φ(k). Raises ValueError for shapes that do not fit and for a denominator of 0. Source: §5, Eq 17.
     """
-    b_kv, b_d = _initial_state(phi_q, phi_q, v, bias)
+    b_kv, b_d = Bias.start(phi_q, phi_q, v, bias)
     if similarity.shape != (*v.shape[:-1], v.shape[-2]):
         raise ValueError(f"similarity must be (..., n, n) for v {v.shape}, got {similarity.shape}")
-    return _divide(similarity @ v + phi_q @ b_kv, similarity.sum(axis=-1, keepdims=True) + phi_q @ b_d[..., None])
+    denominator = similarity.sum(axis=-1, keepdims=True) + phi_q @ b_d[..., None]
+    if (denominator == 0).any():
+        raise ValueError("the denominator Σ sim(q, k) + φ(q)·b_D is 0 for some token")
+    return (similarity @ v + phi_q @ b_kv) / denominator
 
 
 def softmax_attention_with_bias(q, k, v, bias, features):
@@ -462,11 +463,11 @@ def softmax_attention_with_bias(q, k, v, bias, features):
     no denominator vanishes. q, k (..., n, d_k), v (..., n, d_v); returns o (..., n, d_v).
     Raises ValueError for shapes that do not fit. Source: §5, Eq 17.
     """
-    _initial_state(q, k, v, None)
+    Bias.start(q, k, v)
     q, k = q / q.shape[-1] ** 0.25, k / k.shape[-1] ** 0.25
     scores = np.where(np.tri(q.shape[-2], dtype=bool), q @ k.swapaxes(-1, -2), -np.inf)
     phi_q = features(q)
-    b_kv, b_d = _initial_state(phi_q, phi_q, v, bias)
+    b_kv, b_d = Bias.start(phi_q, phi_q, v, bias)
     size = np.maximum(abs(b_kv).max(axis=-1, initial=0), abs(b_d))
     with np.errstate(divide="ignore"):  # log 0 = -inf is right: a feature of 0 stays 0
         exponents = np.log(abs(phi_q)) + np.log(size)[..., None, :]
@@ -478,8 +479,7 @@ def softmax_attention_with_bias(q, k, v, bias, features):
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
     """Softmax attention as the `attend` of `block` and `forward`; `converted` is a layer's (Bias, features) from `iclaa`."""
-    positions = np.arange(1, q.shape[-2] + 1)
-    q, k = _turn(q, rope, positions), _turn(k, rope, positions)
+    q, k = (rotate(x, *rope(np.arange(1, x.shape[-2] + 1))) if rope else x for x in (q, k))
     if converted is None:
         return softmax_attention(q, k, v), None
     return softmax_attention_with_bias(q, k, v, *converted), converted
@@ -499,8 +499,7 @@ def iclaa(model, tokens, features_of):
     """
     def attend(q, k, v, _, rope, normalize):
         o, _ = softmax_attend(q, k, v, None, rope)
-        m = k.shape[-2]
-        k = _turn(k, rope, np.arange(1, m + 1) - m)
+        k = rotate(k, *rope(np.arange(1, k.shape[-2] + 1) - k.shape[-2]))
         features = features_of(k / k.shape[-1] ** 0.25)
         return o, (softmax_bias(k, v, features), features)
 
@@ -515,7 +514,7 @@ A boat waits in the harbour until the tide turns. When the tide turns, Cleo sail
 Ben writes to Ada, and Ada writes back: the owl hunts by night, the clock stops at dusk."""
 
 
-class Reader(NamedTuple):
+class _Reader(NamedTuple):
     """A hand-built model, the words that its tokens mean, and the biases that the text it has read became."""
 
     model: Transformer
@@ -524,26 +523,26 @@ class Reader(NamedTuple):
     n_gram: int
 
 
-def split_words(text):
+def _split_words(text):
     """The words and punctuation marks of a text, in order."""
     return re.findall(r"\w+(?:['’-]\w+)*|-+|[^\w\s]", text)
 
 
-def join_words(words):
+def _join_words(words):
     """The inverse of split_words, up to spaces."""
     return re.sub(r" ([,.;:!?)\]])", r"\1", " ".join(words))
 
 
-def read_text(words, n_gram, room):
+def _read_text(words, n_gram, room):
     """Build the induction transformer for these words, with room for so many tokens more, and convert them."""
     vocabulary = list(dict.fromkeys(words))
     model = induction_transformer(len(vocabulary), len(words) + room, n_gram)
-    return Reader(model, vocabulary, iclca(model, [vocabulary.index(word) for word in words]), n_gram)
+    return _Reader(model, vocabulary, iclca(model, [vocabulary.index(word) for word in words]), n_gram)
 
 
-def tokens_of(prompt, words):
+def _tokens_of(prompt, words):
     """The tokens of a prompt. Raises ValueError if it is empty or has a word that `words` does not."""
-    prompt = split_words(prompt)
+    prompt = _split_words(prompt)
     for word in prompt:
         if word not in words:
             close = difflib.get_close_matches(word.lower(), [w.lower() for w in words], n=1)
@@ -554,32 +553,32 @@ def tokens_of(prompt, words):
     return [words.index(word) for word in prompt]
 
 
-def row(label, text):
+def _row(label, text):
     """One line of the demonstration, or several of at most 79 columns."""
     return textwrap.fill(text, 79, initial_indent=f"  {label:<30}", subsequent_indent=" " * 32)
 
 
-def continuation(reader, tokens, n, biases=None):
+def _continuation(reader, tokens, n, biases=None):
     """What the model says next, in words."""
     if np.ptp(forward(reader.model, tokens, biases)[0][-1]) < 1e-6:
         return "(no idea: every word has the same logit)"
-    return join_words(reader.words[t] for t in generate(reader.model, tokens, n, biases))
+    return _join_words(reader.words[t] for t in generate(reader.model, tokens, n, biases))
 
 
-def demonstrate(reader, tokens, n, text=None):
+def _demonstrate(reader, tokens, n, text=None):
     """Print how the prompt goes on with the text in context, converted, and without either."""
-    print("\n" + row("prompt", join_words(reader.words[t] for t in tokens)))
+    print("\n" + _row("prompt", _join_words(reader.words[t] for t in tokens)))
     if text is not None:
-        print(row("with the text in context", continuation(reader, text + tokens, n)))
-    print(row("converted, without the text", continuation(reader, tokens, n, reader.biases)))
-    print(row("without either", continuation(reader, tokens, n)))
+        print(_row("with the text in context", _continuation(reader, text + tokens, n)))
+    print(_row("converted, without the text", _continuation(reader, tokens, n, reader.biases)))
+    print(_row("without either", _continuation(reader, tokens, n)))
     if text is not None:
         in_context = forward(reader.model, text + tokens)[0][len(text):]
         converted = forward(reader.model, tokens, reader.biases)[0]
-        print(row("largest difference of logits", f"{abs(in_context - converted).max():.1e}  (the first two)"))
+        print(_row("largest difference of logits", f"{abs(in_context - converted).max():.1e}  (the first two)"))
 
 
-def strongest_rows(reader, count=6):
+def _strongest_rows(reader, count=6):
     """Lines that read the last layer's b_KV as a table: what came after what, and how often."""
     table = np.rint(reader.biases[-1].kv[0]).astype(int)[:reader.n_gram * len(reader.words)]
     for row in np.argsort(-table.max(axis=-1), kind="stable")[:count]:
@@ -590,7 +589,7 @@ def strongest_rows(reader, count=6):
             yield f"  {after:<24} comes " + ", ".join(f'"{reader.words[b]}" ({table[row, b]})' for b in best)
 
 
-def parse_arguments(argv):
+def _parse_arguments(argv):
     """The command line's arguments, checked; exits with code 2 if they are wrong."""
     def at_least(least):
         def number(text):
@@ -618,22 +617,22 @@ def parse_arguments(argv):
     return arguments
 
 
-def load_reader(path):
-    """The Reader that --save wrote. Raises ValueError if the file is something else."""
+def _load_reader(path):
+    """The _Reader that --save wrote. Raises ValueError if the file is something else."""
     arrays = load_arrays(path)
     words, sizes = arrays.get("words"), arrays.get("sizes")
     if words is None or words.dtype.kind != "U" or words.ndim != 1 or np.shape(sizes) != (2,) or sizes.dtype.kind != "i":
         raise ValueError(f"{path} was not written by --save")
     max_length, n_gram = map(int, sizes)
     model = induction_transformer(len(words), max_length, n_gram)
-    return Reader(model, words.tolist(), load_biases(path, model), n_gram)
+    return _Reader(model, words.tolist(), load_biases(path, model), n_gram)
 
 
-def run(arguments):
+def _run(arguments):
     """The demonstration. Raises OSError or ValueError with a message for the user."""
     prompts, source = arguments.prompt, os.path.basename(arguments.load or arguments.file or "the built-in text")
     if arguments.load:
-        text, reader = None, load_reader(arguments.load)
+        text, reader = None, _load_reader(arguments.load)
         if prompts is None:
             raise ValueError("--load needs a --prompt: the text is gone")
     else:
@@ -643,28 +642,28 @@ def run(arguments):
                 words = file.read()
         if "\0" in words:
             raise ValueError(f"{arguments.file} is not a text: it has null characters")
-        words = split_words(words)
+        words = _split_words(words)
         if not words:
             raise ValueError(f"{arguments.file} has no words")
         if len(words) > arguments.max_words:
             print(f"The text has {len(words):,} words: cut after {arguments.max_words:,} (--max-words).")
             words = words[:arguments.max_words]
         k = arguments.n_gram
-        prompts = prompts or [join_words(words[i:i + k]) for i in (0, len(words) // 3, 2 * len(words) // 3)]
-        longest = max(len(split_words(prompt)) for prompt in prompts)
-        reader = read_text(words, k, room=max(64, longest + arguments.generate))
+        prompts = prompts or [_join_words(words[i:i + k]) for i in (0, len(words) // 3, 2 * len(words) // 3)]
+        longest = max(len(_split_words(prompt)) for prompt in prompts)
+        reader = _read_text(words, k, room=max(64, longest + arguments.generate))
         text = [reader.words.index(word) for word in words]
         source = f"{len(words):,} words of {source}"
 
-    prompts = [tokens_of(prompt, reader.words) for prompt in prompts]
+    prompts = [_tokens_of(prompt, reader.words) for prompt in prompts]
     numbers = sum(a.size for bias in reader.biases for a in bias)
     print(textwrap.fill(f"A linear transformer of 2 layers, written down by hand and not trained, has read {source}. "
                         f"Algorithm 1 has made biases of it, {numbers:,} numbers "
                         f"({8 * numbers / 1e6:.1f} MB), and the text is not needed any more.", 79))
     for prompt in prompts:
-        demonstrate(reader, prompt, arguments.generate, text)
+        _demonstrate(reader, prompt, arguments.generate, text)
     print('\nWhat the context has become, the last layer\'s b_KV (_ is any one word):')
-    print("\n".join(strongest_rows(reader)))
+    print("\n".join(_strongest_rows(reader)))
     if arguments.save:
         save_biases(arguments.save, reader.biases, words=reader.words, sizes=[reader.model.max_length, reader.n_gram])
         print(f"\nSaved. Without the text: python iclca_ref.py --load {arguments.save} --prompt ...")
@@ -673,9 +672,9 @@ def run(arguments):
 
 def main(argv=None):
     """The command line; returns the exit code."""
-    arguments = parse_arguments(argv)
+    arguments = _parse_arguments(argv)
     try:
-        run(arguments)
+        _run(arguments)
     except KeyboardInterrupt:
         return 130
     except UnicodeDecodeError:

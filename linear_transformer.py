@@ -124,35 +124,34 @@ class Bias(NamedTuple):
     kv: np.ndarray
     d: np.ndarray
 
+    @staticmethod
+    def start(q, k, v, bias=None):
+        """What attention over q, k (..., n, d_k) and v (..., n, d_v) starts from: `bias`, or zeros in k's and v's arithmetic.
 
-def _initial_state(q, k, v, bias):
-    """`bias`, or zeros in the arithmetic of k and v. Raises ValueError unless q, k, v and bias fit each other."""
-    if not (q.shape == k.shape and k.ndim >= 2 and k.shape[:-1] == v.shape[:-1]):
-        raise ValueError(f"q and k must be (..., n, d_k) and v (..., n, d_v), got q {q.shape}, k {k.shape}, v {v.shape}")
-    shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
-    if bias is None:
-        return Bias(np.zeros(shape, np.result_type(k, v)), np.zeros(shape[:-1], k.dtype))
-    kv, d = bias
-    if kv.ndim < 2 or kv.shape != shape[-kv.ndim:] or d.shape != kv.shape[:-1]:
-        raise ValueError(f"bias must be kv {shape} and d {shape[:-1]}, got kv {kv.shape} and d {d.shape}")
-    return Bias(kv, d)
+        Raises ValueError unless all of the shapes fit.
+        """
+        if not (q.shape == k.shape and k.ndim >= 2 and k.shape[:-1] == v.shape[:-1]):
+            raise ValueError(f"q, k must be (..., n, d_k) and v (..., n, d_v), got q {q.shape}, k {k.shape}, v {v.shape}")
+        shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
+        if bias is None:
+            return Bias(np.zeros(shape, np.result_type(k, v)), np.zeros(shape[:-1], k.dtype))
+        kv, d = bias
+        if kv.ndim < 2 or kv.shape != shape[-kv.ndim:] or d.shape != kv.shape[:-1]:
+            raise ValueError(f"bias must be kv {shape} and d {shape[:-1]}, got kv {kv.shape} and d {d.shape}")
+        return Bias(kv, d)
 
+    def turned(self, rope, n):
+        """R_n b_KV, and b_D as it is: the state seen from n positions before; from n after, it is turned by −n."""
+        if rope is None:
+            return self
+        return Bias(rotate(self.kv.swapaxes(-1, -2), *rope(np.array([n]))).swapaxes(-1, -2), self.d)
 
-def _turn(x, rope, positions):
-    """R_i x_i for the rows x_i of x at these positions; x itself without a rope."""
-    return x if rope is None else rotate(x, *rope(positions))
-
-
-def _shift(kv, rope, n):
-    """R_n b_KV: every column of kv (..., d_k, d_v), turned by n positions."""
-    return _turn(kv.swapaxes(-1, -2), rope, np.array([n])).swapaxes(-1, -2)
-
-
-def _divide(numerator, denominator):
-    """numerator / denominator. Raises ValueError where the normalizer is 0, as it can be when features have signs."""
-    if (denominator == 0).any():
-        raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0 for some token: use positive features or normalize=False")
-    return numerator / denominator
+    def normalizer(self, q, z=0):
+        """φ(q)ᵀ (z + b_D) for each row of q (..., n, d_k): (..., n, 1). Raises ValueError where it is 0."""
+        normalizer = (q * (z + self.d[..., None, :])).sum(axis=-1, keepdims=True)
+        if (normalizer == 0).any():
+            raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0 for a token: take positive features or no normalizer")
+        return normalizer
 
 
 def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
@@ -163,24 +162,22 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None; without `rope`
     R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and the state after the last token
     in the frame of the next one, Bias(R_{−n} s_n, z_n).
-    Raises ValueError for shapes that do not fit and for a normalizer of 0.
+    Raises ValueError for shapes that do not fit and for a denominator of 0.
     Source: §7, Eq 19, with kernelized attention's D₁ = φ and D₂ = Σ φ(K_j) (Definition 3.2).
 
     >>> one = np.ones((3, 1))
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()      # the mean so far
     array([3., 4., 6.])
     """
-    s, z = _initial_state(q, k, v, bias)
-    n = q.shape[-2]
-    z, outputs = z[..., None, :], [v[..., :0, :]]
+    state, n = Bias.start(q, k, v, bias), q.shape[-2]
+    rq, rk = (rotate(x, *rope(np.arange(1, n + 1))) if rope else x for x in (q, k))
+    outputs = [v[..., :0, :]]
     for i in range(n):
-        here = slice(i, i + 1)
-        rq, rk = (_turn(x[..., here, :], rope, np.array([i + 1])) for x in (q, k))
-        s = s + rk.swapaxes(-1, -2) @ v[..., here, :]
-        z = z + k[..., here, :]
-        o = rq @ s
-        outputs.append(_divide(o, (q[..., here, :] * z).sum(axis=-1, keepdims=True)) if normalize else o)
-    return np.concatenate(outputs, axis=-2), Bias(_shift(s, rope, -n), z[..., 0, :])
+        q_i, k_i, v_i, rq_i, rk_i = (x[..., i:i + 1, :] for x in (q, k, v, rq, rk))
+        state = Bias(state.kv + rk_i.swapaxes(-1, -2) @ v_i, state.d + k_i[..., 0, :])
+        o_i = rq_i @ state.kv
+        outputs.append(o_i / state.normalizer(q_i) if normalize else o_i)
+    return np.concatenate(outputs, axis=-2), state.turned(rope, -n)
 
 
 def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
@@ -190,28 +187,23 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
 
     Arguments, result and errors as there. Time and memory grow with n². Source: Definition 3.3 and §4.3, Eq 5 and 13.
     """
-    b_kv, b_d = _initial_state(q, k, v, bias)
-    n = q.shape[-2]
-    positions, causal = np.arange(1, n + 1), np.tri(n, dtype=k.dtype)
-    rq, rk = _turn(q, rope, positions), _turn(k, rope, positions)
-    o = (causal * (rq @ rk.swapaxes(-1, -2))) @ v + rq @ b_kv
+    b, n = Bias.start(q, k, v, bias), q.shape[-2]
+    causal = np.tri(n, dtype=k.dtype)
+    rq, rk = (rotate(x, *rope(np.arange(1, n + 1))) if rope else x for x in (q, k))
+    o = (causal * (rq @ rk.swapaxes(-1, -2))) @ v + rq @ b.kv
     if normalize:
-        z = causal @ k + b_d[..., None, :]
-        o = _divide(o, (q * z).sum(axis=-1, keepdims=True))
-    return o, Bias(_shift(rk.swapaxes(-1, -2) @ v + b_kv, rope, -n), k.sum(axis=-2) + b_d)
+        o = o / b.normalizer(q, causal @ k)
+    return o, Bias(rk.swapaxes(-1, -2) @ v + b.kv, k.sum(axis=-2) + b.d).turned(rope, -n)
 
 
-CHUNK = 32  # tokens per chunk: the fastest of 16 to 256 at width 64 (docs/experiments/speed.py)
-
-
-def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=CHUNK):
+def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     """Linear attention in chunks: each chunk in parallel, started from the Bias that the one before it left.
 
     Theorem 4.5 applied over and over: what came before is the context, the chunk is the prompt. So it is the same
-    function as `recurrent_attention`, in time and memory that grow linearly with n.
-    Arguments, result and errors as there.
+    function as `recurrent_attention`, in time and memory that grow linearly with n. 32 to 128 tokens a chunk are the
+    fastest at width 64 (docs/experiments/speed.py). Arguments, result and errors as there.
     """
-    bias, outputs = _initial_state(q, k, v, bias), [v[..., :0, :]]
+    bias, outputs = Bias.start(q, k, v, bias), [v[..., :0, :]]
     for i in range(0, max(q.shape[-2], 1), chunk):
         o, bias = parallel_attention(*(x[..., i:i + chunk, :] for x in (q, k, v)), bias, rope, normalize)
         outputs.append(o)
@@ -223,7 +215,7 @@ def softmax_attention(q, k, v):
 
     q, k (..., n, d_k), v (..., n, d_v); raises ValueError for other shapes. Source: Definition 3.1, Eq 1.
     """
-    _initial_state(q, k, v, None)
+    Bias.start(q, k, v)
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     return softmax(np.where(np.tri(q.shape[-2], dtype=bool), scores, -np.inf)) @ v
 

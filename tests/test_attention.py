@@ -97,3 +97,12 @@ def test_a_normalizer_of_zero_is_refused():
         with pytest.raises(ValueError, match="normalizer"):
             form(q, k, v)
         assert form(q, k, v, normalize=False)[0] == 0
+
+
+def test_integers_stay_integers_without_a_normalizer():
+    q, k, v = np.random.default_rng(0).integers(-9, 9, (3, 2, 5, 2))
+    for form in recurrent_attention, parallel_attention, chunked_attention:
+        for dtype in int, object:
+            o, bias = form(q.astype(dtype), k.astype(dtype), v.astype(dtype), normalize=False)
+            assert {a.dtype for a in (o, *bias)} == {np.dtype(dtype)}
+            assert {type(x) for a in (o, *bias) for x in a.ravel().tolist()} == {int}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import iclca_ref
-from iclca_ref import TEXT, join_words, main, split_words
+from iclca_ref import TEXT, _join_words, _split_words, main
 
 ROOT = Path(__file__).parent.parent
 ZEN = """Beautiful is better than ugly.
@@ -35,7 +35,7 @@ def test_the_default_run_shows_the_same_words_with_the_text_and_converted(capsys
     assert found["with the text in context"] == found["converted, without the text"]
     assert not set(found["without either"]) & set(found["converted, without the text"])
     for in_context, prompt in zip(found["with the text in context"], found["prompt"]):
-        assert len(split_words(in_context)) == 6
+        assert len(_split_words(in_context)) == 6
         assert f"{prompt} {in_context}".split()[2] in TEXT
     assert all(float(d.split()[0]) < 1e-12 for d in found["largest difference of logits"])
     assert max(map(len, output.splitlines())) < 80
@@ -143,16 +143,16 @@ def test_help_explains_every_option(capsys):
 
 
 def test_words_and_punctuation_are_split_and_joined():
-    assert split_words("Don't stop -- it's Ada-Lou's, isn't it?") == \
+    assert _split_words("Don't stop -- it's Ada-Lou's, isn't it?") == \
         ["Don't", "stop", "--", "it's", "Ada-Lou's", ",", "isn't", "it", "?"]
-    assert join_words(["Don't", "stop", ",", "ever", "!"]) == "Don't stop, ever!"
+    assert _join_words(["Don't", "stop", ",", "ever", "!"]) == "Don't stop, ever!"
 
 
 def test_memory_that_is_not_there_and_an_interrupt_end_without_a_traceback(monkeypatch, capsys):
     def run(error):
         def fail(*_):
             raise error
-        monkeypatch.setattr(iclca_ref, "run", fail)
+        monkeypatch.setattr(iclca_ref, "_run", fail)
         return main([])
 
     assert run(MemoryError()) == 2 and "--max-words" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from exact import (Case, assert_close, assert_differ, assert_exactly_equal, attention_cases, fractions, rational_rope,
                    realistic, rngs, transformers, uniform)
 from iclca_ref import attention_bias, iclca, key_value_matrix, linear_bias
-from linear_transformer import (Bias, Layer, Transformer, chunked_attention, forward, identity, _turn, parallel_attention,
-                                random_transformer, recurrent_attention)
+from linear_transformer import (Bias, Layer, Transformer, chunked_attention, forward, identity, parallel_attention,
+                                random_transformer, recurrent_attention, rotate)
 
 attend = partial(chunked_attention, chunk=2)   # so that short texts have several chunks
 lengths = st.integers(0, 3)
@@ -117,7 +117,7 @@ both = dict(least_context=1, least_prompt=1)
 @given(attention_cases(**both, rotated=st.just(True)))
 def test_without_turning_the_context_back_theorem_4_5_fails(case):
     def not_turned_back(k, v, bias, rope):
-        b, rk = bias or Bias(0, 0), _turn(k, rope, np.arange(1, k.shape[-2] + 1))
+        b, rk = bias or Bias(0, 0), rotate(k, *rope(np.arange(1, k.shape[-2] + 1)))
         return Bias(b.kv + key_value_matrix(rk, v), b.d + k.sum(axis=-2))
 
     assert_differ(converted(case, convert=not_turned_back), in_context(case))
