@@ -28,7 +28,6 @@ al. 1964; von Oswald et al., ICML 2023 (2212.07677). "Review" is the summary ICL
 
 import argparse
 import difflib
-import math
 import os
 import re
 import sys
@@ -382,7 +381,7 @@ def random_features(x, projection):
     if projection.ndim != 2 or projection.shape[-1] != x.shape[-1]:
         raise ValueError(f"projection must be (m, {x.shape[-1]}) for x {x.shape}, got {projection.shape}")
     exponent = x @ projection.T.astype(x.dtype) - (x * x).sum(axis=-1, keepdims=True) / 2
-    return np.exp(exponent) / math.sqrt(len(projection))
+    return np.exp(exponent) / len(projection) ** 0.5
 
 
 def landmark_features(landmarks):

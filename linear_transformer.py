@@ -25,7 +25,6 @@ Arithmetic comes from the input: float32 gives float32, float64 gives float64, a
 fractions.Fraction give Fractions. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
-import math
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -51,7 +50,7 @@ def elu_plus_one(x):
 
 def gelu(x):
     """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))): GELU in the tanh form of GPT-2 and GPT-J."""
-    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    return x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
 
 
 def layer_norm(x):
@@ -216,7 +215,7 @@ def softmax_attention(q, k, v):
     q, k (..., n, d_k), v (..., n, d_v); raises ValueError for other shapes. Source: Definition 3.1, Eq 1.
     """
     Bias.start(q, k, v)
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5
     return softmax(np.where(np.tri(q.shape[-2], dtype=bool), scores, -np.inf)) @ v
 
 
@@ -343,7 +342,7 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
 
     def weights(*shape, fan_in):
         w = rng.standard_normal(shape, dtype)
-        w /= math.sqrt(max(fan_in, 1))
+        w /= max(fan_in, 1) ** 0.5
         return w
 
     def layer():
