@@ -1,57 +1,96 @@
-"""The experiments: each runs with --quick, and its figures stay within the bounds that docs/results.md states."""
+"""The experiments: each runs with --quick, its documented figures hold, and gradients written by hand are derivatives."""
 
+import functools
+import importlib
+import io
 import re
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import deeper_layers
+import icl_vs_finetuning
 import one_gd_step
-import softmax_conversion
+
+DOCS = Path(__file__).parent.parent / "docs"
+SCRIPTS = sorted(path.stem for path in (DOCS / "experiments").glob("*.py"))
+NUMBER = r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?"
+FIGURES = re.findall(rf"^\| (\w+) \| ([^|]+) \| (\d+) \| ({NUMBER}) \| ({NUMBER}) to ({NUMBER}) \|$",
+                     (DOCS / "results.md").read_text("utf-8"), re.M)
 
 
-def run(script, capsys, *arguments):
+@functools.cache
+def quick_run(script):
     """What the script prints with --quick."""
-    script.main(["--quick", *arguments])
-    output = capsys.readouterr().out
-    assert max(map(len, output.splitlines())) <= 100
-    return output
+    output = io.StringIO()
+    with redirect_stdout(output):
+        importlib.import_module(script).main(["--quick"])
+    return output.getvalue()
 
 
-def figures(output, label):
-    """The numbers on the first line that starts with the label."""
-    line = next(line for line in output.splitlines() if line.startswith(label))
-    return [float(x.replace(",", "")) for x in re.findall(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?", line[len(label):])]
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_experiment_runs_prints_a_table_and_explains_its_options(script, capsys):
+    assert len(quick_run(script).splitlines()) >= 2
+    assert max(map(len, quick_run(script).splitlines())) <= 100
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main(["--help"])
+    assert stop.value.code == 0 and "--quick" in capsys.readouterr().out
 
 
-def test_a_trained_layer_is_one_gradient_step(capsys):
-    output = run(one_gd_step, capsys)
-    assert abs(figures(output, "relative difference")[0]) < 1          # per cent
-    assert figures(output, "cosine of sensitivities")[0] > 0.99
-    diagonal, spread, expected = figures(output, "diagonal of the products")
-    assert abs(diagonal / expected - 1) < 0.02 and spread < 0.01
+@pytest.mark.parametrize("script, line, place, documented, low, high", FIGURES,
+                         ids=[f"{script}: {line}, {place}" for script, line, place, *_ in FIGURES])
+def test_the_documented_quick_figures_hold(script, line, place, documented, low, high):
+    lines = (" ".join(text.split()) for text in quick_run(script).splitlines())
+    rest = next(text[len(line):] for text in lines if re.match(rf"{re.escape(line)}\b", text))
+    found = re.findall(NUMBER, rest)[int(place) - 1].replace(",", "")
+    for figure in documented, found:
+        assert float(low) <= float(figure) <= float(high)
+
+
+def test_every_experiment_has_a_documented_figure():
+    assert {script for script, *_ in FIGURES} == set(SCRIPTS)
+
+
+def derivative(loss, x, direction, h=1e-5):
+    return (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
 
 
 def test_the_gradients_written_by_hand_are_the_derivatives_of_the_loss():
     rng = np.random.default_rng(0)
     weights = one_gd_step.LSA(*rng.normal(0, 0.5, (4, 11, 11)))
     batch = context, query, answer = one_gd_step.tasks(rng, 3)
+    for name, gradient in zip(weights._fields, one_gd_step.gradients(weights, *batch)):
+        def loss(w):
+            return np.mean((one_gd_step.predict(weights._replace(**{name: w}), context, query) - answer) ** 2)
 
-    def loss(weights):
-        return np.mean((one_gd_step.predict(weights, context, query) - answer) ** 2)
-
-    gradients = one_gd_step.gradients(weights, *batch)
-    for name, gradient in zip(weights._fields, gradients):
         direction = rng.standard_normal((11, 11))
-        up, down = (weights._replace(**{name: getattr(weights, name) + s * 1e-5 * direction}) for s in (1, -1))
-        assert (loss(up) - loss(down)) / 2e-5 == pytest.approx((gradient * direction).sum(), rel=1e-6)
+        assert derivative(loss, getattr(weights, name), direction) == pytest.approx((gradient * direction).sum(), rel=1e-6)
 
 
-def test_landmarks_need_fewer_rows_than_random_features_and_sharp_attention_is_hard(capsys):
-    output = run(softmax_conversion, capsys)
-    rows = {tuple(line.split()[:2]): [float(x) for x in line.split()[2:]] for line in output.splitlines()[3:]}
-    for sharpness in "0.25", "0.8", "3.0":
-        dropped, random, landmark = (rows[sharpness, kind] for kind in ("dropped", "random", "landmark"))
-        assert landmark[0] < random[0] < dropped[0] and landmark[1] < 2e-6       # m = 64 is all of the context
-        assert random[2] < random[0]
-    assert rows["0.8", "random"][2] < 0.25 and rows["0.8", "landmark"][0] < 0.16
-    assert rows["3.0", "random"][2] > 0.7                                        # the approximation fails
+def test_the_gradients_of_the_recurrent_layer_are_the_derivatives_of_its_loss():
+    rng = np.random.default_rng(0)
+    A, B, direction = 0.1 * rng.standard_normal((3, 11, 11))
+    context, query, answer = one_gd_step.tasks(rng, 3)
+    tokens = np.concatenate([context, query], axis=1)
+    for layers in 1, 2, 3:
+        _, d_A, d_B = deeper_layers.loss_and_gradients(A, B, layers, tokens, answer)
+        by_A = derivative(lambda A: deeper_layers.loss_and_gradients(A, B, layers, tokens, answer)[0], A, direction)
+        by_B = derivative(lambda B: deeper_layers.loss_and_gradients(A, B, layers, tokens, answer)[0], B, direction)
+        assert by_A == pytest.approx((d_A * direction).sum(), rel=1e-5)
+        assert by_B == pytest.approx((d_B * direction).sum(), rel=1e-5)
+
+
+def test_the_gradients_of_fine_tuning_are_the_derivatives_of_its_loss():
+    rng = np.random.default_rng(0)
+    layers = [one_gd_step.LSA(*0.4 * rng.standard_normal((4, 1, 1, 9, 9))) for _ in range(2)]
+    tokens, targets = rng.standard_normal((1, 5, 3, 9)), rng.standard_normal((1, 5))
+    for i, gradients in enumerate(icl_vs_finetuning.gradients(tokens, targets, layers)):
+        for name, gradient in zip(("w_k", "w_v"), gradients):
+            def loss(w):
+                changed = layers[:i] + [layers[i]._replace(**{name: w})] + layers[i + 1:]
+                return 0.5 * np.mean((icl_vs_finetuning.run(tokens, changed)[0] - targets) ** 2)
+
+            direction = rng.standard_normal((1, 1, 9, 9))
+            assert derivative(loss, getattr(layers[i], name), direction) == pytest.approx((gradient * direction).sum(), rel=1e-5)
