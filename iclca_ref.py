@@ -117,8 +117,8 @@ def save_biases(path, biases, **more):
 def load_arrays(path):
     """All arrays of a .npz file, as a dict. Raises ValueError if it is none or if it holds a pickle, OSError as open()."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except (ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a .npz file of plain arrays: {error}") from None
 
@@ -203,7 +203,7 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=mean_squared_gradient):
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y) or not len(X) or W0.shape != (Y.shape[1], X.shape[1]) or steps < 0:
         raise ValueError("need W0 (d_out, d_in), X (n, d_in), Y (n, d_out), n at least 1 and steps at least 0, "
                          f"got W0 {W0.shape}, X {X.shape}, Y {Y.shape}, steps = {steps}")
-    W, errors = W0, [Y[:0]]
+    W, errors = W0.copy(), [Y[:0]]
     for _ in range(steps):
         E = -eta * gradient(X @ W.T, Y)
         W = W + weight_update(E, X)
@@ -307,14 +307,14 @@ def retention(q, k, v, gamma, state=None, rope=None):
     Returns o (..., n, d_v) and the state in the frame of the next token, R_{−n} s_n, which replaces what was read.
     Raises ValueError for shapes that do not fit. Source: Sun et al. 2023; with γ = 1, Eq 19 without a normalizer.
     """
-    state = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1)))   # its d is not used
-    gamma, n, outputs = _per_head(gamma, k), q.shape[-2], [v[..., :0, :]]
+    b = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1)))   # its d is not used
+    s, gamma, n, outputs = b.kv.copy(), _per_head(gamma, k), q.shape[-2], [v[..., :0, :]]
     rq, rk = (rotate(x, *rope(np.arange(1, n + 1))) if rope else x for x in (q, k))
     for i in range(n):
         rq_i, rk_i, v_i = (x[..., i:i + 1, :] for x in (rq, rk, v))
-        state = state._replace(kv=gamma * state.kv + rk_i.swapaxes(-1, -2) @ v_i)
-        outputs.append(rq_i @ state.kv)
-    return np.concatenate(outputs, axis=-2), state.turned(rope, -n).kv
+        s = gamma * s + rk_i.swapaxes(-1, -2) @ v_i
+        outputs.append(rq_i @ s)
+    return np.concatenate(outputs, axis=-2), b._replace(kv=s).turned(rope, -n).kv
 
 
 def retention_bias(k, v, gamma, state=None, rope=None):
@@ -340,7 +340,7 @@ def delta_rule(q, k, v, beta, state=None):
     q, k (..., n, d_k), v (..., n, d_v), beta (..., n), state (..., d_k, d_v) or None for zeros; returns o (..., n, d_v)
     and the state. Raises ValueError for shapes that do not fit. Source: Schlag et al. 2021; Yang et al. 2024.
     """
-    s = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1))).kv
+    s = Bias.start(q, k, v, None if state is None else Bias(state, state.sum(axis=-1))).kv.copy()
     outputs = [v[..., :0, :]]
     if beta.shape != k.shape[:-1]:
         raise ValueError(f"beta must be {k.shape[:-1]}, one for each token of k {k.shape}, got {beta.shape}")
@@ -464,7 +464,7 @@ def softmax_attention_with_bias(q, k, v, bias, features):
     """
     Bias.start(q, k, v)
     q, k = q / q.shape[-1] ** 0.25, k / k.shape[-1] ** 0.25
-    scores = np.where(np.tri(q.shape[-2], dtype=bool), q @ k.swapaxes(-1, -2), -np.inf)
+    scores = np.where(np.tri(q.shape[-2]), q @ k.swapaxes(-1, -2), -np.inf)
     phi_q = features(q)
     b_kv, b_d = Bias.start(phi_q, phi_q, v, bias)
     size = np.maximum(abs(b_kv).max(axis=-1, initial=0), abs(b_d))
@@ -544,9 +544,9 @@ def _tokens_of(prompt, words):
     prompt = _split_words(prompt)
     for word in prompt:
         if word not in words:
-            close = difflib.get_close_matches(word.lower(), [w.lower() for w in words], n=1)
-            known = next((w for w in words if close and w.lower() == close[0]), None)
-            raise ValueError(f'the text has no word "{word}"' + (f' (it has "{known}")' if known else ""))
+            by_letters = {w.lower(): w for w in words}
+            close = [by_letters[w] for w in difflib.get_close_matches(word.lower(), by_letters)]
+            raise ValueError(f'the text has no word "{word}"' + (f'; close to it are {", ".join(close)}' if close else ""))
     if not prompt:
         raise ValueError("a prompt needs at least one word")
     return [words.index(word) for word in prompt]
@@ -580,10 +580,10 @@ def _demonstrate(reader, tokens, n, text=None):
 def _strongest_rows(reader, count=6):
     """Lines that read the last layer's b_KV as a table: what came after what, and how often."""
     table = np.rint(reader.biases[-1].kv[0]).astype(int)[:reader.n_gram * len(reader.words)]
-    for row in np.argsort(-table.max(axis=-1), kind="stable")[:count]:
-        distance, word = divmod(int(row), len(reader.words))
+    for row in sorted(range(len(table)), key=lambda row: -table[row].max())[:count]:
+        distance, word = divmod(row, len(reader.words))
         after = f'after "{reader.words[word]}"' + " _" * distance
-        best = [b for b in np.argsort(-table[row], kind="stable")[:3] if table[row, b]]
+        best = sorted(np.flatnonzero(table[row]), key=lambda b: -table[row, b])[:3]
         if best:
             yield f"  {after:<24} comes " + ", ".join(f'"{reader.words[b]}" ({table[row, b]})' for b in best)
 
@@ -658,7 +658,7 @@ def _run(arguments):
     numbers = sum(a.size for bias in reader.biases for a in bias)
     print(textwrap.fill(f"A linear transformer of 2 layers, written down by hand and not trained, has read {source}. "
                         f"Algorithm 1 has made biases of it, {numbers:,} numbers "
-                        f"({8 * numbers / 1e6:.1f} MB), and the text is not needed any more.", 79))
+                        f"({8 * numbers / 1e3:,.0f} kB), and the text is not needed any more.", 79))
     for prompt in prompts:
         _demonstrate(reader, prompt, arguments.generate, text)
     print('\nWhat the context has become, the last layer\'s b_KV (_ is any one word):')

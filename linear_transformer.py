@@ -88,7 +88,7 @@ def rope(positions, theta):
            [ 1.],
            [-1.]])
     """
-    angles = np.asarray(positions)[:, None] * np.asarray(theta, np.float64)
+    angles = np.multiply.outer(positions, theta)  # whole numbers times float32 are float64 in NumPy
     return np.cos(angles).astype(theta.dtype), np.sin(angles).astype(theta.dtype)
 
 
@@ -102,10 +102,8 @@ def rotate(x, cos, sin):
     """
     if 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
         raise ValueError(f"cos {cos.shape} and sin {sin.shape} must have half the width of x {x.shape}")
-    if x.dtype.kind == "f":
-        cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
-    rotated = np.empty_like(x, dtype=np.result_type(x, cos))
+    rotated = np.empty_like(x, dtype=x.dtype if x.dtype.kind == "f" else np.result_type(x, cos))
     rotated[..., 0::2] = cos * even - sin * odd
     rotated[..., 1::2] = sin * even + cos * odd
     return rotated
@@ -133,11 +131,11 @@ class Bias(NamedTuple):
             raise ValueError(f"q, k must be (..., n, d_k) and v (..., n, d_v), got q {q.shape}, k {k.shape}, v {v.shape}")
         shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
         if bias is None:
-            return Bias(np.zeros(shape, np.result_type(k, v)), np.zeros(shape[:-1], k.dtype))
+            return Bias(np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
         kv, d = bias
         if kv.ndim < 2 or kv.shape != shape[-kv.ndim:] or d.shape != kv.shape[:-1]:
             raise ValueError(f"bias must be kv {shape} and d {shape[:-1]}, got kv {kv.shape} and d {d.shape}")
-        return Bias(kv, d)
+        return Bias(np.broadcast_to(kv, shape), np.broadcast_to(d, shape[:-1]))
 
     def turned(self, rope, n):
         """R_n b_KV, and b_D as it is: the state seen from n positions before; from n after, it is turned by −n."""
@@ -168,7 +166,7 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()      # the mean so far
     array([3., 4., 6.])
     """
-    state, n = Bias.start(q, k, v, bias), q.shape[-2]
+    state, n = Bias(*map(np.array, Bias.start(q, k, v, bias))), q.shape[-2]   # copies: the result is not the argument
     rq, rk = (rotate(x, *rope(np.arange(1, n + 1))) if rope else x for x in (q, k))
     outputs = [v[..., :0, :]]
     for i in range(n):
@@ -216,7 +214,7 @@ def softmax_attention(q, k, v):
     """
     Bias.start(q, k, v)
     scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5
-    return softmax(np.where(np.tri(q.shape[-2], dtype=bool), scores, -np.inf)) @ v
+    return softmax(np.where(np.tri(q.shape[-2]), scores, -np.inf)) @ v
 
 
 # ---- The transformer ------------------------------------------------------------------------------------------------
@@ -369,7 +367,7 @@ def previous_token_layer(d_model, token, previous, max_length, dtype=np.float64)
     d_k = max(max_length, heads + 1)
     d_k += d_k % 2
     theta = (np.arange(1, d_k, 2) * np.pi / d_k).astype(dtype)
-    start = np.tile(np.array([1, 0], dtype), (heads, d_k // 2))
+    start = np.tile([1.0, 0.0], (heads, d_k // 2))
     w_q, w_k = np.zeros((2, heads, d_model, d_k), dtype)
     w_q[:, -1] = start * 2 / d_k
     w_k[:, -1] = rotate(start, *rope(np.arange(1, heads + 1), theta))
@@ -426,8 +424,7 @@ def induction_transformer(vocab_size, max_length, n_gram=2, dtype=np.float64):
     embed[:, -1] = 1
     layers = (previous_token_layer(d_model, token, previous, max_length, dtype),
               look_up_layer(d_model, slots[:n_gram], previous, token, output, dtype))
-    return Transformer(embed, layers, unembed, phi=identity, normalize=False, norm=identity, activation=identity,
-                       max_length=max_length)
+    return Transformer(embed, layers, unembed, phi=identity, normalize=False, norm=identity, max_length=max_length)
 
 
 # ---- Linear self-attention that descends a gradient (von Oswald et al., ICML 2023) ------------------------------------
@@ -453,7 +450,7 @@ def lsa(context, query, weights):
     w_q, w_k, w_v, p = weights
     if context.ndim < 2 or not context.shape[-1] == query.shape[-1] == w_k.shape[-1]:
         raise ValueError(f"context and query must be rows as wide as w_k {w_k.shape}, got {context.shape}, {query.shape}")
-    if query.ndim > 1 and query.shape[:-2] != context.shape[:-2] or query.ndim == 1 and context.ndim > 2:
+    if query.shape[:-2] != context.shape[:-2]:
         raise ValueError(f"query {query.shape} must have the batch axes of context {context.shape}")
     keys_and_values = (context @ w_k.T).swapaxes(-1, -2) @ (context @ w_v.T)
     return tuple(e + e @ w_q.T @ keys_and_values @ p.T for e in (context, query))

@@ -76,8 +76,8 @@ def test_softmax_attention_is_the_formula_written_as_loops_and_keeps_its_type():
     assert softmax_attention(q[:, :0], k[:, :0], v[:, :0]).shape == (2, 0, 4)
 
 
-def test_softmax_survives_large_scores():
-    np.testing.assert_array_equal(softmax(np.array([1e4, 0.0, -1e4])), [1, 0, 0])
+def test_softmax_survives_large_scores_and_takes_each_row_on_its_own():
+    np.testing.assert_array_equal(softmax(np.array([[1e4, 0.0, -1e4], [-2e4, -1e4, -2e4]])), [[1, 0, 0], [0, 1, 0]])
 
 
 @given(rngs)

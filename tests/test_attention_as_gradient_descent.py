@@ -49,10 +49,10 @@ def test_k_layers_are_k_steps(case, steps):
 
 @given(rngs, rates)
 def test_batches_are_independent_tasks_and_one_query_may_come_without_an_axis(rng, eta):
-    context, query, w0 = uniform(rng, 2, 3, 4, 3), uniform(rng, 2, 3, 2, 3), uniform(rng, 1, 2)
+    context, query, w0 = uniform(rng, 2, 5, 4, 3), uniform(rng, 2, 5, 2, 3), uniform(rng, 1, 2)
     weights = gd_weights(w0, eta, 4)
     moved, answers = lsa(context, query, weights)
-    for task in np.ndindex(2, 3):
+    for task in np.ndindex(2, 5):
         assert_exactly_equal((moved[task], answers[task]), lsa(context[task], query[task], weights))
     assert_exactly_equal(lsa(context[0, 0], query[0, 0, 0], weights)[1], answers[0, 0, 0])
 
@@ -219,6 +219,8 @@ def test_float_tokens_and_weights_keep_their_type(dtype):
         assert {a.dtype for a in results} == {np.dtype(dtype)}
     _, query = after(2, W0, X, Y, x, gd_weights(W0, 0.1, 4))
     assert_close(-query[:, 3:], x @ gradient_descent(W0, X, Y, 0.1, 2)[0].T, ulps=64)
+    assert alternating_tokens(X.astype(np.float32), Y.astype(np.float64)).dtype == np.float64
+    assert alternating_tokens(X.astype(np.float64), Y.astype(np.float32)).dtype == np.float64
     assert alternating_tokens(X, Y).dtype == dtype and paired(X, Y, pairing_weights(3, 2, 4, dtype)).dtype == dtype
 
 

@@ -46,6 +46,11 @@ def test_biases_of_another_model_are_refused(tmp_path, changes):
         load_biases(tmp_path / "b", other_model(**changes))
 
 
+def savez(path, **arrays):
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
 def junk(path):
     path.write_bytes(b"no zip at all")
 
@@ -55,15 +60,16 @@ def empty(path):
 
 
 def pickled(path):
-    np.savez(path.open("wb"), kv_0=np.array([None]), d_0=np.array([None]))
+    savez(path, kv_0=np.array([None]), d_0=np.array([None]))
 
 
 def one_array(path):
-    np.save(path.open("wb"), np.ones(3))
+    with open(path, "wb") as file:
+        np.save(file, np.ones(3))
 
 
 def nothing_in_it(path):
-    np.savez(path.open("wb"))
+    savez(path)
 
 
 def no_array(path):
@@ -101,6 +107,25 @@ def test_files_that_hold_no_biases_are_refused_with_their_name(tmp_path, make):
     make(tmp_path / "some_file")
     with pytest.raises(ValueError, match="some_file"):
         load_biases(tmp_path / "some_file")
+
+
+def test_biases_without_heads_and_in_a_batch_are_biases_too(tmp_path):
+    for shape in (2, 3), (5, 4, 2, 3):
+        save_biases(tmp_path / "b", [Bias(np.ones(shape), np.ones(shape[:-1]))])
+        assert load_biases(tmp_path / "b")[0].kv.shape == shape
+
+
+@pytest.mark.parametrize("changes, message", [(dict(n_layers=3), "b holds biases of 2 layers, not 3"),
+                                              (dict(dtype=np.float64), "b: layer 0's kv is float32 (2, 4, 4), "
+                                               "the model's is float64 (2, 4, 4)")])
+def test_what_does_not_fit_is_said_word_for_word(tmp_path, changes, message):
+    save_biases(tmp_path / "b", biases)
+    with pytest.raises(ValueError) as raised:
+        load_biases(tmp_path / "b", other_model(**changes))
+    assert str(raised.value) == str(tmp_path / message)
+    savez(tmp_path / "c", words=np.ones(1))
+    with pytest.raises(ValueError, match="c holds biases of 0 layers$"):
+        load_biases(tmp_path / "c")
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):

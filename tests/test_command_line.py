@@ -92,9 +92,9 @@ def test_a_file_that_is_no_text_gets_one_line_and_exit_code_2(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--prompt", "Ada eats"], 'the text has no word "eats"'),
-    (["--prompt", "ada"], '"ada" (it has "Ada")'),
-    (["--prompt", ""], "at least one word"),
+    (["--prompt", "Ada qqq"], 'iclca_ref.py: the text has no word "qqq"\n'),
+    (["--prompt", "ada"], 'iclca_ref.py: the text has no word "ada"; close to it are Ada, day, and'),
+    (["--prompt", ""], "iclca_ref.py: a prompt needs at least one word\n"),
     (["--save", "no/such/folder/b.npz"], "No such file"),
     (["--load", "no.npz"], "No such file"),
     (["."], "directory" if sys.platform != "win32" else "denied")])
@@ -106,12 +106,16 @@ def test_a_mistake_gets_one_line_and_exit_code_2(capsys, arguments, message):
     assert err.count("\n") == 1 and message in err
 
 
-@pytest.mark.parametrize("arguments", [["--generate", "-1"], ["--n-gram", "0"], ["--max-words", "0"], ["--max-words", "x"],
-                                       ["--load", "a", "--save", "b"], ["file", "--load", "a"]])
-def test_arguments_that_make_no_sense_exit_with_code_2(capsys, arguments):
+@pytest.mark.parametrize("arguments, message", [
+    (["--generate", "-1"], "argument --generate: must be at least 0, got -1\n"),
+    (["--n-gram", "0"], "argument --n-gram: must be at least 1, got 0\n"),
+    (["--max-words", "0"], "argument --max-words: must be at least 1, got 0\n"),
+    (["--max-words", "x"], "argument --max-words: invalid"), (["--load", "a", "--save", "b"], "not allowed with"),
+    (["file", "--load", "a"], "iclca_ref.py: error: --load answers without the text: leave FILE out\n")])
+def test_arguments_that_make_no_sense_exit_with_code_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    assert stop.value.code == 2 and "error" in capsys.readouterr().err
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_load_needs_a_prompt_and_a_file_from_save(tmp_path, capsys):
@@ -119,27 +123,140 @@ def test_load_needs_a_prompt_and_a_file_from_save(tmp_path, capsys):
     assert main(["--save", path]) == 0
     capsys.readouterr()
     assert main(["--load", path]) == 2
-    assert "--prompt" in capsys.readouterr().err
+    assert capsys.readouterr().err == "iclca_ref.py: --load needs a --prompt: the text is gone\n"
     arrays = iclca_ref.load_arrays(path)
-    for name, wrong in [("words", np.ones(3)), ("words", np.array("Ada")), ("sizes", np.array([99.0, 2.0])),
-                        ("sizes", np.array(2)), ("sizes", np.array([142, 1])), ("sizes", np.array([10, 2])),
-                        ("sizes", np.array([142, 0]))]:
+    np.savez(path.replace("b.npz", "whole.npz"), **arrays)
+    unwritten, other = r"iclca_ref.py: .*b.npz was not written by --save\n", r"iclca_ref.py: .*b.npz: layer \d's kv is .*\n"
+    for name, wrong, message in [
+            ("words", np.ones(3), unwritten), ("words", np.array("Ada"), unwritten), ("sizes", np.array([99.0, 2.0]), unwritten),
+            ("sizes", np.array(2), unwritten), ("sizes", np.array([142, 1]), other), ("sizes", np.array([10, 2]), other),
+            ("sizes", np.array([142, 0]), "iclca_ref.py: .* must be at least 1\n")]:
         np.savez(path, **arrays | {name: wrong})
         assert main(["--load", path, "--prompt", "Ada"]) == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1, err
+        assert re.fullmatch(message, capsys.readouterr().err)
+    iclca_ref.save_biases(path, iclca_ref.load_biases(path.replace("b.npz", "whole.npz")))
+    assert main(["--load", path, "--prompt", "Ada"]) == 2 and "not written by --save" in capsys.readouterr().err
     (tmp_path / "b.npz").write_bytes(b"junk")
     assert main(["--load", path, "--prompt", "Ada"]) == 2
     assert "b.npz" in capsys.readouterr().err
 
 
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def without_rounding(output):
+    """The output with the largest difference of the logits, which depends on the machine, as 0."""
+    return re.sub(r"\d\.\de-\d\d", "0", output)
+
+
+def test_the_readme_shows_what_the_program_prints(capsys):
+    assert main(["--prompt", "Ada feeds"]) == 0
+    assert without_rounding(capsys.readouterr().out).strip() in without_rounding(README)
+
+
+HELP = """usage: iclca_ref.py [-h] [--prompt TEXT] [--generate N] [--n-gram K] [--max-words N] [--save NPZ | --load NPZ] [FILE]
+Turn a text into the weights of a linear transformer (ICLCA, Algorithm 1), throw the text away, and continue prompts.
+positional arguments: FILE a UTF-8 text; without it, a short built-in one
+options: -h, --help show this help message and exit
+--prompt TEXT words to continue, all from the text; may be repeated; by default three places of the text
+--generate N words to add (default 6)
+--n-gram K words of history that the model compares (default 2)
+--max-words N cut the text after so many words and punctuation marks (default 1000)
+--save NPZ write the biases and the vocabulary to this file
+--load NPZ answer from a file written by --save, without any text"""
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for option in "FILE", "--prompt", "--generate", "--n-gram", "--max-words", "--save", "--load":
-        assert re.search(rf"^  {option}\b.*", text, re.M), option
+    assert stop.value.code == 0 and capsys.readouterr().out.split() == HELP.split()
+
+
+RUN = '''\
+The text has 17 words: cut after 15 (--max-words).
+A linear transformer of 2 layers, written down by hand and not trained, has
+read 15 words of text.txt. Algorithm 1 has made biases of it, 900 numbers (7
+kB), and the text is not needed any more.
+
+  prompt                        Ann likes
+  with the text in context      tea, Ann likes tea, Ann likes tea, Ann likes
+                                tea, Ann likes tea, Ann likes tea
+  converted, without the text   tea, Ann likes tea, Ann likes tea, Ann likes
+                                tea, Ann likes tea, Ann likes tea
+  without either                (no idea: every word has the same logit)
+  largest difference of logits  0  (the first two)
+
+  prompt                        likes tea, Bob
+  with the text in context      likes tea, Bob likes tea, Bob likes tea, Bob
+                                likes tea, Bob likes tea, Bob likes
+  converted, without the text   likes tea, Bob likes tea, Bob likes tea, Bob
+                                likes tea, Bob likes tea, Bob likes
+  without either                (no idea: every word has the same logit)
+  largest difference of logits  0  (the first two)
+
+What the context has become, the last layer's b_KV (_ is any one word):
+  after "Ann"              comes "likes" (2), "," (1)
+  after "likes"            comes "tea" (2), "Ann" (1)
+  after "tea"              comes "," (1), ";" (1)
+  after ","                comes "Ann" (1), "Bob" (1)
+  after "Bob"              comes "likes" (1)
+  after ";"                comes "Zoë" (1)
+
+Saved. Without the text: python iclca_ref.py --load FILE --prompt ...
+'''
+
+LOADED = '''\
+A linear transformer of 2 layers, written down by hand and not trained, has
+read b.npz. Algorithm 1 has made biases of it, 900 numbers (7 kB), and the text
+is not needed any more.
+
+  prompt                        Bob likes
+  converted, without the text   tea
+  without either                (no idea: every word has the same logit)
+
+What the context has become, the last layer's b_KV (_ is any one word):
+  after "Ann"              comes "likes" (2), "," (1)
+  after "likes"            comes "tea" (2), "Ann" (1)
+  after "tea"              comes "," (1), ";" (1)
+  after ","                comes "Ann" (1), "Bob" (1)
+  after "Bob"              comes "likes" (1)
+  after ";"                comes "Zoë" (1)
+'''
+
+
+def test_a_run_is_this_word_for_word(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("\ufeffAnn likes tea, Bob likes Ann, Ann likes tea; Zoë sleeps. The end", "utf-8")
+    saved = str(tmp_path / "b.npz")
+    arguments = [str(tmp_path / "text.txt"), "--prompt", "Ann likes", "--prompt", "likes tea, Bob", "--save", saved]
+    assert main([*arguments, "--generate", "21", "--max-words", "15", "--n-gram", "1"]) == 0
+    output = without_rounding(capsys.readouterr().out)
+    assert output == RUN.replace("FILE", saved)
+    assert main(["--load", saved, "--prompt", "Bob likes", "--generate", "1"]) == 0
+    assert capsys.readouterr().out == LOADED
+
+
+def test_the_default_prompts_are_three_places_of_the_text(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(24)), "utf-8")
+    assert main([str(tmp_path / "text.txt"), "--n-gram", "2", "--max-words", "20"]) == 0
+    assert answers(capsys.readouterr().out)["prompt"] == ["w0 w1", "w6 w7", "w13 w14"]
+
+
+def test_the_size_of_the_biases_is_printed_in_kilobytes(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(400)), "utf-8")
+    assert main([str(tmp_path / "text.txt"), "--prompt", "w1", "--n-gram", "1"]) == 0
+    output = " ".join(capsys.readouterr().out.split())
+    numbers = 464 * 400 + 464 + 400 * 400 + 400                      # 400 + 64 tokens fit into layer 1's heads
+    assert f"biases of it, {numbers:,} numbers ({8 * numbers / 1e3:,.0f} kB)" in output
+
+
+def test_a_saved_text_leaves_room_for_64_more_tokens_and_says_when_it_is_used_up(tmp_path, capsys):
+    path = str(tmp_path / "b.npz")
+    assert main(["--save", path, "--prompt", "Ada"]) == 0
+    assert iclca_ref.load_arrays(path)["sizes"].tolist() == [78 + 64, 2]
+    assert main(["--save", path, "--prompt", "Ada feeds the", "--generate", "100"]) == 0
+    assert iclca_ref.load_arrays(path)["sizes"].tolist() == [78 + 103, 2]
+    assert main(["--load", path, "--prompt", "Ada " * 182, "--generate", "1"]) == 2
+    assert "at most 181" in capsys.readouterr().err
 
 
 def test_words_and_punctuation_are_split_and_joined():
@@ -155,7 +272,8 @@ def test_memory_that_is_not_there_and_an_interrupt_end_without_a_traceback(monke
         monkeypatch.setattr(iclca_ref, "_run", fail)
         return main([])
 
-    assert run(MemoryError()) == 2 and "--max-words" in capsys.readouterr().err
+    assert run(MemoryError()) == 2
+    assert capsys.readouterr().err == "iclca_ref.py: not enough memory: try a smaller --max-words or --n-gram\n"
     assert run(KeyboardInterrupt()) == 130 and capsys.readouterr().err == ""
 
 
@@ -169,7 +287,10 @@ def test_the_script_survives_a_terminal_without_utf_8(tmp_path):
     assert done.returncode == 0 and b"?lan" in done.stdout and not done.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell's pipe")
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX pipe")
 def test_the_script_survives_a_closed_pipe():
-    done = subprocess.run(f"'{sys.executable}' '{ROOT / 'iclca_ref.py'}' | true", shell=True, capture_output=True)
-    assert not done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, ROOT / "iclca_ref.py"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 2 and not done.stderr

@@ -42,6 +42,14 @@ def test_each_line_of_the_dual_form_follows_from_the_one_before(case, rng):
     assert_exactly_equal(dual_form(W0, E, X, x[0]), line_1[0])
 
 
+@given(rngs, sizes, sizes, sizes)
+def test_the_dual_form_of_a_batch_is_that_of_its_rows(rng, n, d_in, d_out):
+    W0, E, X, x = uniform(rng, d_out, d_in), uniform(rng, 2, n, d_out), uniform(rng, 2, n, d_in), uniform(rng, 2, 5, d_in)
+    for task in range(2):
+        assert_exactly_equal(lin_attn(E, X, x)[task], lin_attn(E[task], X[task], x[task]))
+        assert_exactly_equal(dual_form(W0, E, X, x)[task], dual_form(W0, E[task], X[task], x[task]))
+
+
 @pytest.mark.breaks("Dual form", "linear attention (softmax in its place)")
 @given(rngs, sizes)
 def test_softmax_attention_over_the_training_data_is_not_the_trained_layer(rng, n):

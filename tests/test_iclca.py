@@ -217,6 +217,15 @@ def test_conversion_is_reversible_dropping_the_biases_gives_the_old_model_back(m
     assert_exactly_equal(forward(model, prompt), before)
 
 
+def test_algorithm_1_takes_its_biases_from_the_closed_sum_which_does_not_drift():
+    model = random_transformer(np.random.default_rng(0), 9, 8, 1, 2, dtype=np.float32)
+    layer, tokens = model.layers[0], np.random.default_rng(1).integers(0, 9, 500)
+    h = model.norm(model.embed[tokens])
+    expected = attention_bias(model.phi(h @ layer.w_k), h @ layer.w_v, rope=partial(model.rope, theta=layer.theta))
+    for a, b in zip(iclca(model, tokens)[0], expected):
+        np.testing.assert_array_equal(a, b)
+
+
 ones, no_mlp = fractions([[[1, 1]]]), fractions(np.zeros((2, 1, 0), int))
 layer_of_ones = Layer(ones, ones, fractions([[[1]]]), fractions([[[1]]]), no_mlp[0], no_mlp[1].T, fractions([["3/5", "4/5"]]))
 tiny = Transformer(fractions([[1], [2]]), (layer_of_ones,) * 2, fractions([[1]]), identity, False, identity, identity,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from exact import assert_close, rngs
 from iclca_ref import iclca
-from linear_transformer import forward, generate, induction_transformer
+from linear_transformer import (Transformer, block, forward, generate, identity, induction_transformer, look_up_layer,
+                                previous_token_layer)
 
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 
@@ -49,6 +50,32 @@ def test_a_text_is_continued_as_it_went_on_before():
     model = induction_transformer(30, 50)
     text = np.random.default_rng(0).permutation(30)
     np.testing.assert_array_equal(generate(model, [*text, *text[:2]], 10), text[2:12])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_model_has_the_slots_widths_and_types_that_its_description_says(dtype):
+    model = induction_transformer(5, 20, dtype=dtype)
+    assert model.embed.shape == (5, 5 * 4 + 1) and model.unembed.shape == (21, 5) and model.max_length == 20
+    copy, look_up = model.layers
+    assert [w.shape for w in copy] == [(2, 21, 20), (2, 21, 20), (2, 21, 5), (2, 5, 21), (21, 0), (0, 21), (10,)]
+    assert [w.shape for w in look_up] == [(1, 21, 10), (1, 21, 10), (1, 21, 5), (1, 5, 21), (21, 0), (0, 21), (5,)]
+    assert {w.dtype for w in (model.embed, model.unembed, *copy, *look_up)} == {np.dtype(dtype)}
+    assert previous_token_layer(9, slice(0, 2), [slice(2, 4), slice(4, 6), slice(6, 8)], 1).theta.shape == (2,)
+
+
+def test_the_layers_work_on_any_slices_of_the_residual_stream():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.integers(0, 5, (6, 9)), np.ones((6, 1), int)], axis=1).astype(float)
+    bare = Transformer(None, (), None, phi=identity, normalize=False, norm=identity)
+    copied, _ = block(x, previous_token_layer(10, slice(3, 5), [slice(5, 7), slice(7, 9)], 6), bare)
+    expected = x.copy()
+    expected[1:, 5:7] += x[:-1, 3:5]
+    expected[2:, 7:9] += x[:-2, 3:5]
+    np.testing.assert_allclose(copied, expected, atol=1e-12)
+    found, _ = block(x, look_up_layer(10, [slice(1, 3)], [slice(3, 5)], slice(5, 7), slice(7, 9)), bare)
+    expected = x.copy()
+    expected[:, 7:9] += np.tril(x[:, 1:3] @ x[:, 3:5].T) @ x[:, 5:7]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_an_odd_product_of_vocabulary_and_n_gram_is_padded():

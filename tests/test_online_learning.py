@@ -128,6 +128,12 @@ def test_retention_and_delta_rule_convert_to_rounding_in_floating_point(dtype, r
     assert_close(delta_rule(*prompt, beta[..., m:], state)[0], whole[..., m:, :], ulps=100)
 
 
+def test_integer_keys_do_not_round_a_decay():
+    k = np.array([[1], [1], [1]])
+    assert retention(k, k, k, 0.5)[0].ravel().tolist() == [1, 1.5, 1.75] and retention_bias(k, k, 0.5) == [[1.75]]
+    assert retention(k.astype(np.float32), k.astype(np.float32), k.astype(np.float32), np.float64(0.1))[0].dtype == np.float32
+
+
 def test_states_decays_and_rates_that_do_not_fit_are_refused():
     q = k = np.ones((2, 5, 4))
     v = np.ones((2, 5, 3))

@@ -60,6 +60,24 @@ def test_frequencies_are_roformers():
     np.testing.assert_allclose(rope_frequencies(6), [1, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3)], rtol=1e-15)
 
 
+def test_cosines_and_sines_have_the_type_of_the_frequencies_and_exact_angles():
+    theta = rope_frequencies(8).astype(np.float32)
+    for table, function in zip(rope(np.array([100_003]), theta), (np.cos, np.sin)):
+        np.testing.assert_array_equal(table, function(100_003 * theta.astype(np.float64)).astype(np.float32)[None], strict=True)
+
+
+@given(rngs)
+def test_each_head_may_have_its_own_table(rng):
+    x, cos, sin = uniform(rng, 2, 3, 4), uniform(rng, 2, 3, 2), uniform(rng, 2, 3, 2)
+    for h in range(2):
+        assert_exactly_equal(rotate(x, cos, sin)[h], rotate(x[h], cos[h], sin[h]))
+
+
+def test_fractions_turned_by_floats_become_floats_in_an_object_array():
+    turned = rotate(fractions([[1, 2]]), *rope(np.array([1]), np.array([0.5])))
+    assert turned.dtype == object and {type(x) for x in turned.ravel()} == {float}
+
+
 def test_a_float64_rope_leaves_float32_features_float32_and_does_not_round_integers():
     cos, sin = rope(np.arange(3), rope_frequencies(2))
     assert rotate(np.ones((3, 2), np.float32), cos, sin).dtype == np.float32

@@ -175,6 +175,8 @@ def test_features_too_large_for_their_type_are_refused():
 def test_farthest_rows_are_rows_that_spread_and_the_first_is_the_longest(rng, r, more):
     k = rng.standard_normal((2, r + more, 3))
     chosen = farthest_rows(k, r)
+    for one, of_batch in zip(k, chosen):
+        np.testing.assert_array_equal(farthest_rows(one, r), of_batch)
     for rows, picked in zip(k, chosen):
         picked = [int(np.flatnonzero((rows == p).all(axis=1))[0]) for p in picked]
         assert len(set(picked)) == r and picked[0] == np.linalg.norm(rows, axis=1).argmax()
@@ -251,6 +253,25 @@ def test_one_factor_on_all_four_sums_scores_of_hundreds_are_right():
     features = landmark_features(k / 8**0.25)
     converted = softmax_attention_with_bias(*prompt, softmax_bias(k, v, features), features)
     np.testing.assert_allclose(converted, softmax_attention(*whole)[:, 20:], rtol=0, atol=1e-9)
+
+
+def test_the_exponent_of_a_feature_counts_the_size_of_its_own_bias():
+    """A huge feature whose bias is 0 must not push the others, tiny but with a huge bias, below the smallest number."""
+    def features(x):
+        return np.array([[1e308, 1e-200]]) + 0 * x
+
+    bias = Bias(np.array([[0.0], [3e100]]), np.array([0.0, 1e100]))
+    q, k = np.array([[15.0, 1e-9]]), np.array([[-15.0 * 1.02 * 2**0.5, 1e-9]])               # one score, about -229.5
+    s = (q @ k.T / 2**0.5).item()
+    expected = (np.exp(s + 230) * 7 + np.exp(np.log(1e-100) + 230) * 3) / (np.exp(s + 230) + np.exp(np.log(1e-100) + 230))
+    np.testing.assert_allclose(softmax_attention_with_bias(q, k, np.array([[7.0]]), bias, features), expected, rtol=1e-9)
+
+
+def test_softmax_attention_without_rope_or_bias_is_softmax_attention():
+    (q, k, v), _, _ = layer(np.random.default_rng(0), np.float64)
+    o, state = softmax_attend(q, k, v)
+    np.testing.assert_array_equal(o, softmax_attention(q, k, v))
+    assert state is None
 
 
 def test_an_empty_context_and_an_empty_prompt_are_no_trouble():

@@ -82,7 +82,7 @@ def test_greedy_decoding_is_the_most_likely_token_of_the_whole_text_again_and_ag
     text = list(tokens)
     for _ in range(n):
         text.append(int(forward(model, text)[0][-1].argmax()))
-    np.testing.assert_array_equal(generate(model, tokens, n), text[7:])
+    np.testing.assert_array_equal(generate(model, tokens, n), np.array(text[7:], int), strict=True)
     np.testing.assert_array_equal(generate(model, tokens[4:], n, iclca(model, tokens[:4])), text[7:])
 
 
@@ -109,8 +109,9 @@ def test_elementwise_functions_take_their_known_values():
     x = np.array([-1.0, 0.0, 2.0])
     np.testing.assert_allclose(relu(x), [0, 0, 2])
     np.testing.assert_allclose(elu_plus_one(x), [np.exp(-1), 1, 3])
+    np.testing.assert_allclose(elu_plus_one(x / 4), [np.exp(-0.25), 1, 1.5])
     np.testing.assert_allclose(gelu(x), [-0.158808009, 0, 1.954597694], atol=1e-9)
-    np.testing.assert_allclose(layer_norm(np.array([1.0, 3.0])), [-1, 1] / np.sqrt(1 + 1e-5), rtol=1e-15)
+    np.testing.assert_allclose(layer_norm(np.array([1.0, 5.0])), [-2, 2] / np.sqrt(4 + 1e-5), rtol=1e-15)
     with np.errstate(all="raise"):
         elu_plus_one(np.array([1e4]))
 
