@@ -78,8 +78,8 @@ def attention_bias(k, v, bias=None, rope=None):
     >>> attention_bias(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
     Bias(kv=array([[11.]]), d=array([3.]))
     """
-    m = k.shape[-2]
-    b_kv, b_d = Bias.start(k, k, v, bias).turned(rope, -m)
+    start, m = Bias.start(k, k, v, bias), k.shape[-2]
+    b_kv, b_d = start.turned(rope, -m)
     rk = rotate(k, *rope(np.arange(1, m + 1) - m)) if rope else k
     return Bias(b_kv + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
 
@@ -324,12 +324,11 @@ def retention_bias(k, v, gamma, state=None, rope=None):
 
     Arguments and errors as for `retention`; returns the state (..., d_k, d_v) that replaces the context.
     """
-    m = k.shape[-2]
-    b = Bias.start(k, k, v, None if state is None else Bias(state, state.sum(axis=-1))).turned(rope, -m).kv
-    gamma = _per_head(gamma, k)
+    start = Bias.start(k, k, v, None if state is None else Bias(state, state.sum(axis=-1)))    # its d is not used
+    gamma, m = _per_head(gamma, k), k.shape[-2]
     decays = np.concatenate([gamma ** n for n in range(m, -1, -1)], axis=-2)                   # γᴹ, γ^{M−1}, ..., 1
     rk = rotate(k, *rope(np.arange(1, m + 1) - m)) if rope else k
-    return decays[..., :1, :] * b + (decays[..., 1:, :] * rk).swapaxes(-1, -2) @ v
+    return decays[..., :1, :] * start.turned(rope, -m).kv + (decays[..., 1:, :] * rk).swapaxes(-1, -2) @ v
 
 
 def delta_rule(q, k, v, beta, state=None):

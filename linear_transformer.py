@@ -200,6 +200,8 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     function as `recurrent_attention`, in time and memory that grow linearly with n. 32 to 128 tokens a chunk are the
     fastest at width 64 (docs/experiments/speed.py). Arguments, result and errors as there.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     bias, outputs = Bias.start(q, k, v, bias), [v[..., :0, :]]
     for i in range(0, max(q.shape[-2], 1), chunk):
         o, bias = parallel_attention(*(x[..., i:i + chunk, :] for x in (q, k, v)), bias, rope, normalize)

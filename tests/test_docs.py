@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent / "docs" / "exercises"))
 import answers  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 TESTS = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)}
 
@@ -66,6 +66,12 @@ def test_charts_have_one_value_for_each_place_and_formulas_are_closed(document):
     assert text.count("$$") % 2 == 0 and text.replace("$$", "").count("$") % 2 == 0
     for formula in re.findall(r"\$\$?([^$]+)\$\$?", text):
         assert formula.count("{") == formula.count("}")
+
+
+def test_the_edits_to_try_can_be_made():
+    code = (ROOT / "iclca_ref.py").read_text("utf-8") + (ROOT / "linear_transformer.py").read_text("utf-8")
+    edits = re.findall(r"^```text\n(.*)\n(.*)\n```$", (ROOT / "docs" / "proofs.md").read_text("utf-8"), re.M)
+    assert len(edits) == 3 and all(old in code and new not in code for old, new in edits)
 
 
 def test_the_numbered_items_of_the_papers_are_all_in_the_map():

@@ -42,9 +42,11 @@ def test_no_three_shapes_that_do_not_fit_ever_give_an_answer(attend, qkv):
 def test_no_keys_and_values_of_other_lengths_ever_give_a_bias(kv):
     k, v = kv
     assume(not (len(k) >= 2 and k[:-1] == v[:-1]))
-    for convert in attention_bias, partial(retention_bias, gamma=0.5), partial(softmax_bias, features=lambda x: x):
-        with pytest.raises((ValueError, IndexError)):
+    for convert in attention_bias, partial(retention_bias, gamma=0.5):
+        with pytest.raises(ValueError, match="must be"):
             convert(np.ones(k), np.ones(v))
+    with pytest.raises((ValueError, IndexError)):
+        softmax_bias(np.ones(k), np.ones(v), features=lambda x: x)
     if k[:-1] != v[:-1]:
         with pytest.raises(ValueError, match="agree"):
             key_value_matrix(np.ones(k), np.ones(v))
@@ -78,6 +80,7 @@ model = random_transformer(np.random.default_rng(0), 9, 8, 2, 2)
      lambda: attention_bias(a(4, 5, 2), a(4, 5, 3), Bias(a(2, 2), a(2)))),
     (ValueError, "the normalizer φ(q)·(Σ φ(k) + b_D) is 0 for a token: take positive features or no normalizer",
      lambda: parallel_attention(a(1, 1), 0 * a(1, 1), a(1, 1))),
+    (ValueError, "chunk must be at least 1, got 0", lambda: chunked_attention(a(2, 2), a(2, 2), a(2, 2), chunk=0)),
     (TypeError, "tokens must be an array of integers, got float64 of shape (1,)", lambda: forward(model, [1.0])),
     (IndexError, "tokens must be from 0 to 8, got -1 to 3", lambda: forward(model, [3, -1])),
     (ValueError, "tokens must not be empty, got shape (2, 0)", lambda: forward(model, [[], []])),

@@ -97,9 +97,9 @@ def compare(rng, layers, w0, n_tasks, rate):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="200 tasks and 3 models instead of 1,000 and 10")
+    parser.add_argument("--quick", action="store_true", help="100 tasks and 3 models instead of 1,000 and 10")
     quick = parser.parse_args(argv).quick
-    n_tasks, models = (200, 3) if quick else (1_000, 10)
+    n_tasks, models = (100, 3) if quick else (1_000, 10)
     rng = np.random.default_rng(0)
 
     def built():
