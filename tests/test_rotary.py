@@ -78,6 +78,12 @@ def test_fractions_turned_by_floats_become_floats_in_an_object_array():
     assert turned.dtype == object and {type(x) for x in turned.ravel()} == {float}
 
 
+@given(rngs)
+def test_whole_numbers_turned_by_fractions_become_fractions(rng):
+    x, table = rng.integers(-9, 9, (3, 2)), rational_rope(np.arange(3), rotations(rng, 1))
+    assert_exactly_equal(rotate(x, *table), rotate(fractions(x), *table))
+
+
 def test_a_float64_rope_leaves_float32_features_float32_and_does_not_round_integers():
     cos, sin = rope(np.arange(3), rope_frequencies(2))
     assert rotate(np.ones((3, 2), np.float32), cos, sin).dtype == np.float32
