@@ -280,6 +280,8 @@ def test_an_empty_context_and_an_empty_prompt_are_no_trouble():
     bias = softmax_bias(k[:, :0], v[:, :0], features)
     np.testing.assert_allclose(softmax_attention_with_bias(q, k, v, bias, features), softmax_attention(q, k, v), rtol=1e-12)
     assert softmax_attention_with_bias(q[:, :0], k[:, :0], v[:, :0], bias, features).shape == (2, 0, 8)
+    no_values = softmax_attention_with_bias(q, k, v[..., :0], bias._replace(kv=bias.kv[..., :0]), features)
+    assert no_values.shape == (2, 7, 0)
 
 
 def test_shapes_that_do_not_fit_are_refused():
