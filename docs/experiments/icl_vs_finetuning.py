@@ -113,8 +113,8 @@ def main(argv=None):
                 for _ in range(LAYERS)], w0
 
     def measure(model):
-        """The three measures and the three accuracies, at the rate that serves fine-tuning best on 100 other tasks."""
-        accuracies = [compare(rng, *model, 100, rate)[2]["fine_tuned"].mean() for rate in RATES]
+        """The three measures and the three accuracies, at the rate that serves fine-tuning best on other tasks."""
+        accuracies = [compare(rng, *model, min(100, n_tasks // 3), rate)[2]["fine_tuned"].mean() for rate in RATES]
         outputs, scores, right = compare(rng, *model, n_tasks, RATES[int(np.argmax(accuracies))])
         return (sim_aou(**outputs), sim_am(scores["icl"], scores["fine_tuned"]), rec_to_ftp(**right),
                 *(right[name].mean() for name in ("zero_shot", "icl", "fine_tuned")))
