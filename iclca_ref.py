@@ -626,6 +626,20 @@ def _load_reader(path):
     return _Reader(model, words.tolist(), load_biases(path, model), n_gram)
 
 
+def _read_words(path, max_words):
+    """The first words of a file, or of the built-in text. Raises OSError, or ValueError if the file is no text."""
+    text = TEXT
+    if path:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    words = _split_words(text)
+    if "\0" in text or not words:
+        raise ValueError(f"{path} " + ("has no words" if not words else "is not a text: it has null characters"))
+    if len(words) > max_words:
+        print(f"The text has {len(words):,} words: cut after {max_words:,} (--max-words).")
+    return words[:max_words]
+
+
 def _run(arguments):
     """The demonstration. Raises OSError or ValueError with a message for the user."""
     prompts, source = arguments.prompt, os.path.basename(arguments.load or arguments.file or "the built-in text")
@@ -634,18 +648,7 @@ def _run(arguments):
         if prompts is None:
             raise ValueError("--load needs a --prompt: the text is gone")
     else:
-        words = TEXT
-        if arguments.file:
-            with open(arguments.file, encoding="utf-8-sig") as file:
-                words = file.read()
-        if "\0" in words:
-            raise ValueError(f"{arguments.file} is not a text: it has null characters")
-        words = _split_words(words)
-        if not words:
-            raise ValueError(f"{arguments.file} has no words")
-        if len(words) > arguments.max_words:
-            print(f"The text has {len(words):,} words: cut after {arguments.max_words:,} (--max-words).")
-            words = words[:arguments.max_words]
+        words = _read_words(arguments.file, arguments.max_words)
         k = arguments.n_gram
         prompts = prompts or [_join_words(words[i:i + k]) for i in (0, len(words) // 3, 2 * len(words) // 3)]
         longest = max(len(_split_words(prompt)) for prompt in prompts)

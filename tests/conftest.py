@@ -30,6 +30,16 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "breaks(theorem, assumption): negative control: without it the theorem fails")
 
 
+READING_ORDER = ("rotary attention iclca transformer induction dual_form attention_as_gradient_descent online_learning "
+                 "softmax").split()
+
+
+def pytest_collection_modifyitems(items):
+    """Run the proofs in the order of the derivation, so that the table has that order too."""
+    places = {f"test_{name}": place for place, name in enumerate(READING_ORDER)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Run a test and count its completed examples by arithmetic; keep the counts if it passes."""
@@ -68,11 +78,11 @@ def pytest_terminal_summary(terminalreporter):
     if not theorems:
         return
     write = terminalreporter.write_line
-    width = max(len(theorem) for theorem in theorems)
+    width, source_width = (max(map(len, column)) for column in zip(*theorems.items()))
     terminalreporter.section("what has been proved, and on how many random instances")
-    write(f"{'theorem':<{width}}  {'source':<22}" + "".join(f"{a:>9}" for a in ARITHMETICS))
+    write(f"{'theorem':<{width}}  {'source':<{source_width}}" + "".join(f"{a:>9}" for a in ARITHMETICS))
     for theorem, source in theorems.items():
         counts = "".join(f"{proved[theorem][a] or '-':>9}" for a in ARITHMETICS)
-        write(f"{theorem:<{width}}  {source:<22}{counts}")
+        write(f"{theorem:<{width}}  {source:<{source_width}}{counts}")
         for assumption, found in broken[theorem].items():
             write(f"    fails without: {assumption} ({found} counterexamples)")

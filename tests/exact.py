@@ -92,9 +92,10 @@ def square_plus_one(x):
 
 
 @st.composite
-def transformers(draw, n_layers=st.integers(1, 3), normalize=st.booleans(), parallel=st.booleans()):
+def transformers(draw, n_layers=st.integers(1, 3), normalize=st.booleans(), parallel=st.booleans(),
+                 d_ff=st.integers(0, 2)):
     """Random exact transformers: heads, rotations, MLPs with ReLU or x² or none, both block types, four tokens."""
-    depth, heads, d_ff = draw(n_layers), draw(st.integers(1, 2)), draw(st.integers(0, 2))
+    depth, heads, d_ff = draw(n_layers), draw(st.integers(1, 2)), draw(d_ff)
     normalize = draw(normalize)
     # squares in every layer would make numbers of a million digits, so the deep models have piecewise linear functions
     phi, activation = draw(st.sampled_from([(identity, relu)] + [(square_plus_one, square_plus_one)] * (depth == 1)))

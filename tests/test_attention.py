@@ -54,6 +54,16 @@ def test_an_output_does_not_depend_on_later_tokens(case, rng):
     assert_exactly_equal(chunked_attention(*changed, *arguments, chunk=2)[0][..., :case.m, :], whole[..., :case.m, :])
 
 
+@pytest.mark.breaks("causality", "the mask (each token sees one ahead)")
+@given(attention_cases(least_context=1, least_prompt=1, rotated=st.just(False)), rngs)
+def test_with_a_mask_that_lets_each_token_see_one_ahead_it_is_not_causal(case, rng):
+    def sees_ahead(k, v):
+        return np.tril(case.q @ k.swapaxes(-1, -2), 1) @ v
+
+    k, v = (np.concatenate([x[..., :case.m, :], uniform(rng, *x[..., case.m:, :].shape)], axis=-2) for x in (case.k, case.v))
+    assert_differ(sees_ahead(k, v)[..., :case.m, :], sees_ahead(case.k, case.v)[..., :case.m, :])
+
+
 def test_attention_is_the_formula_written_as_loops():
     rng = np.random.default_rng(0)
     q, k, v = rng.random((5, 2)), rng.random((5, 2)), rng.random((5, 3))

@@ -47,6 +47,17 @@ def test_k_layers_are_k_steps(case, steps):
     assert_exactly_equal(-query[:, X.shape[1]:], x @ W.T)
 
 
+@pytest.mark.breaks("§3: K layers are K steps", "the same W₀ in every layer (the second built from the stepped weights)")
+@example(smallest)
+@given(regressions().filter(lambda case: case[0].any()))
+def test_a_second_layer_built_from_the_stepped_weights_is_not_the_second_step(case):
+    W0, X, Y, x, eta = case
+    W, _, _ = gradient_descent(W0, X, Y, eta)
+    context, query = after(1, W0, X, Y, x, gd_weights(W0, eta, len(X)))
+    _, query = lsa(context, query, gd_weights(W, eta, len(X)))
+    assert_differ(-query[:, X.shape[1]:], x @ gradient_descent(W0, X, Y, eta, 2)[0].T)
+
+
 @given(rngs, rates)
 def test_batches_are_independent_tasks_and_one_query_may_come_without_an_axis(rng, eta):
     context, query, w0 = uniform(rng, 2, 5, 4, 3), uniform(rng, 2, 5, 2, 3), uniform(rng, 1, 2)
@@ -98,6 +109,15 @@ def test_gd_plus_plus_takes_the_step_and_moves_every_input_by_i_minus_gamma_x_xt
         assert_exactly_equal(new[:, X.shape[1]:], old[:, X.shape[1]:])
 
 
+@pytest.mark.breaks("GD++ moves the inputs", "the sign of −γ in P")
+@example(smallest, Fraction(1))
+@given(regressions(), rates.filter(bool))
+def test_with_the_sign_of_gamma_reversed_the_inputs_move_the_other_way(case, gamma):
+    W0, X, Y, x, eta = case
+    context, _ = after(1, W0, X, Y, x, gd_plus_plus_weights(W0, eta, -gamma, len(X)))
+    assert_differ(context[:, :X.shape[1]], X @ (fractions(np.eye(X.shape[1], dtype=int)) - gamma * X.T @ X))
+
+
 @pytest.mark.proves("GD++: λ becomes λ (1 − γλ)²", "App A.10")
 @given(regressions(), rates)
 def test_each_eigenvalue_of_the_hessian_becomes_lambda_times_one_minus_gamma_lambda_squared(case, gamma):
@@ -130,6 +150,17 @@ def test_with_gamma_one_third_of_the_inverse_largest_eigenvalue_the_condition_nu
     moved = np.linalg.eigvalsh(context[:, :n_x].T @ context[:, :n_x])
     assert_close(moved, before * (1 - before / (3 * before[-1])) ** 2, ulps=100)
     assert moved[-1] / moved[0] < before[-1] / before[0]
+
+
+@pytest.mark.breaks("GD++ lowers the condition number", "a suitable γ (1/λ_max, which takes λ_max to 0)")
+@given(rngs, st.integers(2, 6))
+def test_with_gamma_the_inverse_of_the_largest_eigenvalue_the_condition_number_rises(rng, n_x):
+    X, w0 = rng.standard_normal((2 * n_x, n_x)), np.zeros((1, n_x))
+    before = np.linalg.eigvalsh(X.T @ X)
+    context, _ = lsa(*tokens_of(w0, X, X[:, :1], X[:1]), gd_plus_plus_weights(w0, 0.1, 1 / before[-1], 2 * n_x))
+    moved = np.linalg.eigvalsh(context[:, :n_x].T @ context[:, :n_x])
+    assert_close(moved[-1:] + 1, np.max(before * (1 - before / before[-1]) ** 2, keepdims=True) + 1, ulps=1000)
+    assert moved[0] < 1e-9 * moved[-1] and before[0] > 1e-9 * before[-1]
 
 
 @given(regressions(), rates, st.integers(0, 2))

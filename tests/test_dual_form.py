@@ -212,6 +212,16 @@ def test_converting_a_regression_context_by_iclca_is_a_gradient_step(case):
         assert_exactly_equal(-moved[:, X.shape[1]:], x_test @ W.T)
 
 
+@pytest.mark.breaks("Converting a regression context is a step", "W₀ x beside the attention (the attention alone)")
+@example(smallest)
+@given(regressions().filter(lambda case: case[0].any()))
+def test_without_the_start_of_the_weights_the_converted_context_is_not_the_stepped_layer(case):
+    W0, X, Y, x, eta = case
+    tokens, w_k, w_v = regression_tokens(case)
+    b_kv = attention_bias(tokens @ w_k, tokens @ w_v).kv
+    assert_differ(-eta / len(X) * (x @ b_kv), x @ gradient_descent(W0, X, Y, eta)[0].T)
+
+
 # ---- Dai et al.'s measures ------------------------------------------------------------------------------------------
 
 def test_the_three_measures_take_their_known_values():

@@ -40,11 +40,33 @@ def test_theorem_4_1_context_in_front_equals_a_bias_on_the_key_value_matrix(case
     assert_exactly_equal(linear_layer(x, w_q, w_k, w_v, linear_bias(context, w_k, w_v, b_kv)), in_context)
 
 
+@pytest.mark.breaks("Theorem 4.1", "attention without a normalizer (each row divided by its Σ q·k)")
+@example(tuple(fractions(a) for a in ([[1]], [[2]], [[1]], [[1]], [[1]], [[1]])))
+@given(linear_cases().filter(lambda case: len(case[0]) and len(case[1])))
+def test_with_a_normalizer_and_no_bias_for_it_theorem_4_1_fails(case):
+    def normalized(x, b_kv):
+        return linear_layer(x, w_q, w_k, w_v, b_kv) / (x @ w_q @ (x @ w_k).sum(axis=0))[:, None]
+
+    context, x, w_q, w_k, w_v, b_kv = case
+    in_context = normalized(np.concatenate([context, x]), b_kv)[len(context):]
+    assert_differ(normalized(x, linear_bias(context, w_k, w_v, b_kv)), in_context)
+
+
 @pytest.mark.proves("Key-Value matrix", "Def 3.4, Eq 6")
 @given(attention_cases())
 def test_tokens_in_front_change_the_key_value_matrix_alone_by_their_own(case):
     (_, k, v), (_, k_x, v_x) = case.context, case.prompt
     assert_exactly_equal(key_value_matrix(case.k, case.v), key_value_matrix(k, v) + key_value_matrix(k_x, v_x))
+
+
+@pytest.mark.breaks("Key-Value matrix", "keys of their own tokens (each divided by the sum of all keys)")
+@given(attention_cases(least_context=1, least_prompt=1))
+def test_with_keys_that_depend_on_all_tokens_the_key_value_matrix_does_not_split(case):
+    def matrix(k, v):
+        return key_value_matrix(k / k.sum(axis=-2, keepdims=True), v)
+
+    (_, k, v), (_, k_x, v_x) = case.context, case.prompt
+    assert_differ(matrix(k, v) + matrix(k_x, v_x), matrix(case.k, case.v))
 
 
 @pytest.mark.proves("no W_1, W_2 absorb a context", "§4.1, Eq 7-8, App A")
@@ -94,6 +116,22 @@ def test_the_closed_sum_of_theorem_4_5_is_the_state_of_the_recurrence(case):
     q, k, v = case.context
     _, state = recurrent_attention(q, k, v, case.bias, case.rope, normalize=False)
     assert_exactly_equal(attention_bias(k, v, case.bias, case.rope), state)
+
+
+@pytest.mark.breaks("Eq 19: the bias is the state", "R_{−M} (the state in the frame of the first token)")
+@given(attention_cases(least_context=1, rotated=st.just(True)))
+def test_the_state_in_the_frame_of_the_first_token_is_not_the_bias(case):
+    q, k, v = case.context
+    _, state = recurrent_attention(q, k, v, case.bias, case.rope, normalize=False)
+    assert_differ(state.turned(case.rope, case.m).kv, attention_bias(k, v, case.bias, case.rope).kv)
+
+
+@pytest.mark.breaks("contexts compose", "R_{−M} for the context before (the two biases added as they are)")
+@given(attention_cases(least_context=1, least_prompt=1, rotated=st.just(True)))
+def test_adding_the_biases_of_two_contexts_without_turning_the_first_fails(case):
+    (_, k_1, v_1), (_, k_2, v_2) = case.context, case.prompt
+    added = attention_bias(k_1, v_1, None, case.rope).kv + attention_bias(k_2, v_2, None, case.rope).kv
+    assert_differ(added, attention_bias(case.k, case.v, None, case.rope).kv)
 
 
 @pytest.mark.proves("contexts compose", "§8")
@@ -174,6 +212,12 @@ def test_with_a_normalizer_that_does_not_separate_theorem_4_5_fails(case):
 
 # ---- Algorithm 1: whole transformers --------------------------------------------------------------------------------
 
+ones, no_mlp = fractions([[[1, 1]]]), fractions(np.zeros((2, 1, 0), int))
+layer_of_ones = Layer(ones, ones, fractions([[[1]]]), fractions([[[1]]]), no_mlp[0], no_mlp[1].T, fractions([["3/5", "4/5"]]))
+tiny = Transformer(fractions([[1], [2]]), (layer_of_ones,) * 2, fractions([[1]]), identity, False, identity, identity,
+                   rational_rope)
+
+
 def texts(least=0):
     return st.lists(st.integers(0, 3), min_size=least, max_size=3)
 
@@ -209,6 +253,22 @@ def test_decoding_token_by_token_from_converted_biases_equals_one_pass(model, co
         assert_exactly_equal(logits[0], whole[len(context) + i])
 
 
+@pytest.mark.breaks("the empty context changes nothing", "an empty context (one of one token)")
+@example(tiny, [0], [1])
+@given(transformers(), texts(1), texts(1))
+def test_a_context_of_one_token_changes_the_logits(model, context, prompt):
+    assert_differ(forward(model, prompt, iclca(model, context[:1]))[0], forward(model, prompt)[0])
+
+
+@pytest.mark.breaks("decoding = one pass", "the state handed on (the context's biases again at every token)")
+@example(tiny, [0], [1, 0])
+@given(transformers(), texts(1), texts(2))
+def test_decoding_with_the_same_biases_at_every_token_is_not_one_pass(model, context, prompt):
+    whole, _ = forward(model, context + prompt)
+    biases = iclca(model, context)
+    assert_differ(forward(model, prompt[-1:], biases)[0], whole[-1:])
+
+
 @given(transformers(), texts(), texts(1))
 def test_conversion_is_reversible_dropping_the_biases_gives_the_old_model_back(model, context, prompt):
     before = forward(model, prompt)
@@ -224,12 +284,6 @@ def test_algorithm_1_takes_its_biases_from_the_closed_sum_which_does_not_drift()
     expected = attention_bias(model.phi(h @ layer.w_k), h @ layer.w_v, rope=partial(model.rope, theta=layer.theta))
     for a, b in zip(iclca(model, tokens)[0], expected):
         np.testing.assert_array_equal(a, b)
-
-
-ones, no_mlp = fractions([[[1, 1]]]), fractions(np.zeros((2, 1, 0), int))
-layer_of_ones = Layer(ones, ones, fractions([[[1]]]), fractions([[[1]]]), no_mlp[0], no_mlp[1].T, fractions([["3/5", "4/5"]]))
-tiny = Transformer(fractions([[1], [2]]), (layer_of_ones,) * 2, fractions([[1]]), identity, False, identity, identity,
-                   rational_rope)
 
 
 @pytest.mark.breaks("Algorithm 1", "Assumption 4.2 (a context token that sees the prompt)")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from exact import assert_close, rngs
 from iclca_ref import iclca
 from linear_transformer import (Transformer, block, forward, generate, identity, induction_transformer, look_up_layer,
-                                previous_token_layer)
+                                previous_token_layer, rope_frequencies)
 
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 
@@ -28,6 +28,28 @@ def counted(text, vocab_size, n_gram):
 def test_the_logits_count_how_far_the_histories_agree(dtype, text, n_gram, room):
     logits, _ = forward(induction_transformer(5, len(text) + room, n_gram, dtype), text)
     assert_close(logits + 1, (counted(text, 5, n_gram) + 1).astype(dtype), ulps=40 * len(text))
+
+
+@pytest.mark.breaks("induction by hand", "the frequencies (2m + 1) π / d_k (RoFormer's in their place)")
+@given(st.integers(0, 2**32 - 1))
+def test_with_other_frequencies_the_heads_do_not_look_back_one_token(seed):
+    text, model = np.random.default_rng(seed).integers(0, 5, 30), induction_transformer(5, 30)
+    copy, look_up = model.layers
+    expected = counted(text, 5, 2)
+    assert_close(forward(model, text)[0] + 1, expected + 1, ulps=1000)
+    blurred = model._replace(layers=(copy._replace(theta=rope_frequencies(30)), look_up))
+    assert abs(forward(blurred, text)[0] - expected).max() > 0.1
+
+
+@pytest.mark.breaks("b_KV is the table of what followed what", "a second layer without position (one turned by RoFormer's)")
+@given(st.integers(0, 2**32 - 1))
+def test_with_positions_in_the_second_layer_its_b_kv_is_no_table_of_counts(seed):
+    text, model = np.random.default_rng(seed).integers(0, 5, 30), induction_transformer(5, 30)
+    copy, look_up = model.layers
+    plain, turned = (iclca(m, text)[1].kv for m in (model, model._replace(
+        layers=(copy, look_up._replace(theta=rope_frequencies(10))))))
+    assert_close(plain + 1, np.rint(plain) + 1, ulps=1000)
+    assert abs(turned - np.rint(turned)).max() > 0.01
 
 
 @pytest.mark.proves("b_KV is the table of what followed what", "design")

@@ -42,6 +42,13 @@ def test_retention_biases_compose_and_gamma_one_is_linear_attention(case, gamma)
     assert_exactly_equal(retention(case.q, case.k, case.v, Fraction(1), start_of(case), case.rope), (o, state.kv))
 
 
+@pytest.mark.breaks("retention composes", "γᴹ for the context before (the two biases added as they are)")
+@given(attention_cases(least_context=1, least_prompt=1, rotated=st.just(False)), decays)
+def test_adding_two_retention_biases_without_the_decay_fails(case, gamma):
+    (_, k, v), (_, k_x, v_x) = case.context, case.prompt
+    assert_differ(retention_bias(k, v, gamma) + retention_bias(k_x, v_x, gamma), retention_bias(case.k, case.v, gamma))
+
+
 @given(attention_cases(), st.lists(decays, min_size=2, max_size=2))
 def test_each_head_may_have_its_own_decay(case, gammas):
     gammas = fractions(gammas[:len(case.q)])
@@ -79,6 +86,15 @@ def test_the_state_of_the_delta_rule_is_the_weight_matrix_of_online_gradient_des
         for k, v, rate in zip(case.k[h], case.v[h], beta[h]):
             W, _, _ = gradient_descent(W, k[None], v[None], rate)      # one example: ½ ‖W k − v‖²
         assert_exactly_equal(state[h].T, W)
+
+
+@pytest.mark.breaks("Delta rule = online gradient descent", "the error v − sᵀk (the value v itself: Hebb's rule, linear attention)")
+@given(delta_cases(least=1))
+def test_linear_attention_is_not_online_gradient_descent(case):
+    case, beta = case
+    _, state = delta_rule(case.q, case.k, case.v, beta)
+    _, hebbian = recurrent_attention(case.q, beta[..., None] * case.k, case.v, normalize=False)
+    assert_differ(hebbian.kv, state)
 
 
 @pytest.mark.proves("Delta rule: the state replaces the context", "DeltaNet; part E")

@@ -23,11 +23,25 @@ def test_two_rotations_are_one_by_the_sum_of_the_positions(rng, pairs, a, b):
     assert_exactly_equal(at(at(x, theta, b), theta, a), at(x, theta, a + b))
 
 
+@pytest.mark.breaks("R_a R_b = R_{a+b}", "angles in proportion to the position (its square in their place)")
+@given(rngs, st.integers(1, 9), st.integers(1, 9))
+def test_rotations_by_the_square_of_the_position_do_not_compose(rng, a, b):
+    x, theta = uniform(rng, 1, 2), rotations(rng, 1)
+    assert_differ(at(at(x, theta, b * b), theta, a * a), at(x, theta, (a + b) ** 2))
+
+
 @pytest.mark.proves("R_aᵀ = R_{−a}", "§4.3, Eq 12")
 @given(rngs, st.integers(1, 3), positions)
 def test_the_transpose_of_a_rotation_turns_back(rng, pairs, a):
     theta, unit = rotations(rng, pairs), fractions(np.eye(2 * pairs, dtype=int))
     assert_exactly_equal(at(unit, theta, a).T, at(unit, theta, -a))
+
+
+@pytest.mark.breaks("R_aᵀ = R_{−a}", "cos² + sin² = 1 (twice the cosine and the sine)")
+@given(rngs, st.integers(1, 20))
+def test_the_transpose_of_a_rotation_that_also_stretches_does_not_turn_back(rng, a):
+    (cos, sin), unit = rational_rope(np.array([a]), rotations(rng, 1)), fractions(np.eye(2, dtype=int))
+    assert_differ(rotate(rotate(unit, 2 * cos, 2 * sin), 2 * cos, -2 * sin), unit)
 
 
 @pytest.mark.proves("scores depend on i − j alone", "§4.3, Assumption 4.3")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import assert_exactly_equal, is_exact, rngs, transformers
+from exact import assert_differ, assert_exactly_equal, is_exact, rngs, square_plus_one, transformers
 from iclca_ref import iclca
 from linear_transformer import (elu_plus_one, forward, gelu, generate, layer_norm, parallel_attention,
                                 random_transformer, recurrent_attention, relu)
@@ -41,6 +41,14 @@ def straightforward_forward(model, tokens):
 @given(transformers(), st.lists(st.integers(0, 3), min_size=1, max_size=3))
 def test_the_model_is_its_formula_written_as_loops(model, tokens):
     assert_exactly_equal(forward(model, tokens)[0], straightforward_forward(model, tokens))
+
+
+@pytest.mark.breaks("the model is its formula", "the kind of block (the MLP after the attention for beside it)")
+@given(transformers(n_layers=st.just(1), d_ff=st.just(2)), st.lists(st.integers(0, 3), min_size=1, max_size=3))
+def test_a_block_of_the_other_kind_is_another_model(model, tokens):
+    model = model._replace(activation=square_plus_one)                                # ReLU may be 0 in both kinds
+    other = model._replace(parallel=not model.parallel)
+    assert_differ(forward(model, tokens)[0], straightforward_forward(other, tokens))
 
 
 @floating
