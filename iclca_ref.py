@@ -584,7 +584,8 @@ def _strongest_rows(reader, count=6):
         after = f'after "{reader.words[word]}"' + " _" * distance
         best = sorted(np.flatnonzero(table[row]), key=lambda b: -table[row, b])[:3]
         if best:
-            yield f"  {after:<24} comes " + ", ".join(f'"{reader.words[b]}" ({table[row, b]})' for b in best)
+            yield textwrap.fill(", ".join(f'"{reader.words[b]}" ({table[row, b]})' for b in best), 79,
+                                initial_indent=f"  {after[:40]:<24} comes ", subsequent_indent=" " * 33)
 
 
 def _parse_arguments(argv):

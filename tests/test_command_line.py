@@ -302,6 +302,13 @@ def test_a_prompt_that_repeats_itself_goes_on_without_the_text_too(capsys):
     assert answers(capsys.readouterr().out)["without either"] == ["feeds Ada"]
 
 
+def test_long_words_stay_within_80_columns(tmp_path, capsys):
+    a, b, c = "a" * 50, "b" * 45, "c" * 30
+    (tmp_path / "text.txt").write_text(f"{a} {b} {a} {c} {b} {c} " * 2, "utf-8")
+    assert main([str(tmp_path / "text.txt"), "--n-gram", "3"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
+
+
 def test_a_thousand_words_are_read_by_default(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("a b " * 500 + "c", "utf-8")
     assert main([str(tmp_path / "text.txt"), "--prompt", "a b"]) == 0
