@@ -13,8 +13,8 @@ import exact
 import pytest
 from hypothesis import Phase, settings
 
-settings.register_profile("fast", max_examples=50, deadline=None, derandomize="CI" in os.environ)
-settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.register_profile("fast", max_examples=40, deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("thorough", max_examples=400, deadline=None)
 settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True, database=None,
                           phases=(Phase.explicit, Phase.generate))
 settings.load_profile("fast")
