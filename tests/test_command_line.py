@@ -80,8 +80,8 @@ def test_a_long_text_is_cut_and_says_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "No such file"), (b"", "no words"), (b" \n\t", "no words"), (b"\xff\xfe\x00a", "UTF-8"),
-    (b"a\0b", "null characters")])
+    (None, "No such file"), (b"", "file.txt has no words\n"), (b" \n\t", "file.txt has no words\n"),
+    (b"\xff\xfe\x00a", "file.txt is not a UTF-8 text\n"), (b"a\0b", "file.txt is not a text: it has null characters\n")])
 def test_a_file_that_is_no_text_gets_one_line_and_exit_code_2(tmp_path, capsys, content, message):
     path = tmp_path / "file.txt"
     if content is not None:
@@ -306,7 +306,13 @@ def test_long_words_stay_within_80_columns(tmp_path, capsys):
     a, b, c = "a" * 50, "b" * 45, "c" * 30
     (tmp_path / "text.txt").write_text(f"{a} {b} {a} {c} {b} {c} " * 2, "utf-8")
     assert main([str(tmp_path / "text.txt"), "--n-gram", "3"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) < 80
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) < 80
+    assert f'\n  after "{"b" * 33} comes "{"a" * 29}\n{"":33}{"a" * 21}" (2),\n' in output
+    b = [f"b{i}1111111111111" for i in range(3)]
+    (tmp_path / "text.txt").write_text(f"a {b[0]} a {b[1]} a {b[2]} a", "utf-8")
+    assert main([str(tmp_path / "text.txt"), "--n-gram", "1", "--prompt", "a"]) == 0
+    assert f'\n  after "a"                comes "{b[0]}" (1), "{b[1]}" (1),\n{"":33}"{b[2]}" (1)\n' in capsys.readouterr().out
 
 
 def test_a_thousand_words_are_read_by_default(tmp_path, capsys):
