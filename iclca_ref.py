@@ -364,7 +364,7 @@ def gaussian_projection(rng, m, d):
 def orthogonal_projection(rng, m, d):
     """m random directions (m, d), orthogonal within each block of d, each distributed as a row of independent normals.
 
-    The estimate stays unbiased and its variance falls. Source: §5; Choromanski et al. 2021 (Performer), §2.4.
+    The estimate stays unbiased and its variance falls. Source: §5; Choromanski et al. 2021 (Performer).
     """
     q, r = np.linalg.qr(rng.standard_normal((-(-m // d), d, d)))
     q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]  # uniform over the rotations

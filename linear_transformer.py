@@ -182,7 +182,7 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
 
         o_i = (R_i φ(q_i))ᵀ [Σ_{j≤i} R_j φ(k_j) v_jᵀ + b_KV] / (φ(q_i)ᵀ (Σ_{j≤i} φ(k_j) + b_D))
 
-    Arguments, result and errors as there. Time and memory grow with n². Source: Definition 3.3 and §4.3, Eq 5 and 13.
+    Arguments, result and errors as there. Time and memory grow with n². Source: Definition 3.3, Eq 5 and 13.
     """
     b, n = Bias.start(q, k, v, bias), q.shape[-2]
     causal = np.tri(n, dtype=k.dtype)
@@ -447,7 +447,7 @@ def lsa(context, query, weights):
     """One linear self-attention layer, e_j ← e_j + P V Kᵀ q_j: keys and values come from the context tokens alone.
 
     context (..., n, d), query (..., m, d) or (d,), weights an LSA; returns both after the layer, with the same shapes.
-    Raises ValueError for other shapes. Source: §2, Eq 1 and Proposition 1; rows are tokens here.
+    Raises ValueError for other shapes. Source: Proposition 1, Eq 8; rows are tokens here.
     """
     w_q, w_k, w_v, p = weights
     if context.ndim < 2 or not context.shape[-1] == query.shape[-1] == w_k.shape[-1]:

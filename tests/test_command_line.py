@@ -172,6 +172,15 @@ def test_help_explains_every_option(capsys):
     assert stop.value.code == 0 and capsys.readouterr().out.split() == HELP.split()
 
 
+TABLE = '''What the context has become, the last layer's b_KV (_ is any one word):
+  after "Ann"              comes "likes" (2), "," (1)
+  after "likes"            comes "tea" (2), "Ann" (1)
+  after "tea"              comes "," (1), ";" (1)
+  after ","                comes "Ann" (1), "Bob" (1)
+  after "Bob"              comes "likes" (1)
+  after ";"                comes "Zoë" (1)
+'''
+
 RUN = '''\
 The text has 17 words: cut after 15 (--max-words).
 A linear transformer of 2 layers, written down by hand and not trained, has
@@ -194,14 +203,7 @@ kB), and the text is not needed any more.
   without either                (no idea: every word has the same logit)
   largest difference of logits  0  (the first two)
 
-What the context has become, the last layer's b_KV (_ is any one word):
-  after "Ann"              comes "likes" (2), "," (1)
-  after "likes"            comes "tea" (2), "Ann" (1)
-  after "tea"              comes "," (1), ";" (1)
-  after ","                comes "Ann" (1), "Bob" (1)
-  after "Bob"              comes "likes" (1)
-  after ";"                comes "Zoë" (1)
-
+{TABLE}
 Saved. Without the text: python iclca_ref.py --load FILE --prompt ...
 '''
 
@@ -214,14 +216,7 @@ is not needed any more.
   converted, without the text   tea
   without either                (no idea: every word has the same logit)
 
-What the context has become, the last layer's b_KV (_ is any one word):
-  after "Ann"              comes "likes" (2), "," (1)
-  after "likes"            comes "tea" (2), "Ann" (1)
-  after "tea"              comes "," (1), ";" (1)
-  after ","                comes "Ann" (1), "Bob" (1)
-  after "Bob"              comes "likes" (1)
-  after ";"                comes "Zoë" (1)
-'''
+{TABLE}'''
 
 
 def test_a_run_is_this_word_for_word(tmp_path, capsys):
@@ -230,9 +225,9 @@ def test_a_run_is_this_word_for_word(tmp_path, capsys):
     arguments = [str(tmp_path / "text.txt"), "--prompt", "Ann likes", "--prompt", "likes tea, Bob", "--save", saved]
     assert main([*arguments, "--generate", "21", "--max-words", "15", "--n-gram", "1"]) == 0
     output = without_rounding(capsys.readouterr().out)
-    assert output == RUN.replace("FILE", saved)
+    assert output == RUN.replace("FILE", saved).replace("{TABLE}", TABLE)
     assert main(["--load", saved, "--prompt", "Bob likes", "--generate", "1"]) == 0
-    assert capsys.readouterr().out == LOADED
+    assert capsys.readouterr().out == LOADED.replace("{TABLE}", TABLE)
 
 
 def test_the_default_prompts_are_three_places_of_the_text(tmp_path, capsys):

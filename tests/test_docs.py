@@ -80,7 +80,8 @@ def test_the_numbered_items_of_the_papers_are_all_in_the_map():
                  "Assumption 4.4", "Theorem 4.5", "Algorithm 1", "App D", "Table 1", "Table 2", "§6.4", "Prop 1", "Prop 2",
                  "Prop 3", "App A.10", "Figure 2", "RetNet", "DeltaNet", "SimAOU", "Irie", "Aizerman", "Deutch", "Shen"]:
         assert re.search(rf"^\| .*{re.escape(item)}", text, re.M), item
-    assert {f"Eq {n}" for n in range(1, 20)} <= equations(text.split("## The dual form")[0])
+    known = {1, 3, *range(5, 20)}                # ICLCA's equations in the digest that this project works from
+    assert {f"Eq {n}" for n in known} == equations(text.split("## The dual form")[0])
 
 
 def equations(text):

@@ -32,7 +32,7 @@ def linear_cases(draw):
     return tuple(uniform(rng, *shape) for shape in shapes)
 
 
-@pytest.mark.proves("Theorem 4.1", "§4.2, Eq 9-11")
+@pytest.mark.proves("Theorem 4.1", "Thm 4.1, Eq 9-11")
 @given(linear_cases())
 def test_theorem_4_1_context_in_front_equals_a_bias_on_the_key_value_matrix(case):
     context, x, w_q, w_k, w_v, b_kv = case
@@ -104,7 +104,7 @@ def converted(case, attend=attend, convert=attention_bias):
     return attend(*case.prompt, convert(k, v, case.bias, case.rope), case.rope, case.normalize)[0]
 
 
-@pytest.mark.proves("Theorem 4.5", "§4.4, Eq 14-16")
+@pytest.mark.proves("Theorem 4.5", "Thm 4.5, Eq 14-16")
 @given(attention_cases())
 def test_theorem_4_5_context_in_front_equals_converted_bias(case):
     assert_exactly_equal(converted(case), in_context(case))
@@ -324,7 +324,7 @@ def test_algorithm_1_holds_to_rounding_in_floating_point(dtype, rng, normalize, 
     assert_close(forward(model, text[m:], iclca(model, text[:m]))[0], logits, ulps=50)
 
 
-@pytest.mark.proves("Theorem 4.5", "§4.4, Eq 14-16")
+@pytest.mark.proves("Theorem 4.5", "Thm 4.5, Eq 14-16")
 @floating
 @given(rngs, st.integers(0, 300))
 def test_theorem_4_5_holds_to_rounding_in_floating_point(dtype, rng, m):
