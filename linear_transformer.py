@@ -6,25 +6,26 @@ a product of features, φ(q)·φ(k), and then the sum over earlier tokens is tak
     o_i = φ(q_i)ᵀ s_i / (φ(q_i)·z_i),    s_i = s_{i−1} + φ(k_i) v_iᵀ,    z_i = z_{i−1} + φ(k_i),
 
 so a layer remembers all that it has read in one matrix s and one vector z. This file holds that
-attention in three forms (token by token, all at once, in chunks) and the transformer around it. The
-recurrence may start from any state: such a start is a `Bias`, and iclca_ref.py computes the Bias that
-stands for a whole context. A model is data (NamedTuples of arrays) and functions, no hidden state.
+attention in three forms (token by token, all at once, in chunks) and the transformer around it.
+The recurrence may start from any state: such a start is a `Bias`, and iclca_ref.py computes the
+Bias that stands for a whole context. A model is data (NamedTuples of arrays) and functions, no
+hidden state.
 
 Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
     n, m           number of tokens in the prompt, in the context (the paper's N, M)
-    d_k, d_v       width of a head's queries and keys, of its values; d_model: of the residual stream
+    d_k, d_v       width of a head's queries and keys, of its values; d_model: of the stream
     q, k, v        queries and keys after the feature map (..., n, d_k), values (..., n, d_v)
     phi            the feature map φ
     theta          rotary frequencies (d_k/2,), in radians per token
-    rope           a function from positions (n,), integers counted from 1, to (cos, sin), (n, d_k/2)
+    rope           a function from positions (n,), counted from 1, to (cos, sin), both (n, d_k/2)
     R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
-Arithmetic comes from the input: float32 gives float32, object arrays of fractions.Fraction (or of any
-exact ring) give the same. Integers must be wide enough for the sums: int8 features wrap around.
-Arrays whose shapes do not fit raise ValueError with the shapes, from `check_shapes` or from NumPy.
-ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+Arithmetic comes from the input: float32 gives float32, object arrays of fractions.Fraction (or of
+any exact ring) give the same. Integers must be wide enough for the sums: int8 features wrap
+around. Arrays whose shapes do not fit raise ValueError with the shapes, from `check_shapes` or
+from NumPy. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -43,17 +44,17 @@ def check_shapes(spec, *arrays):
     for part, shape in zip(parts, shapes):
         name, letters = part.split(":")
         n = max(len(shape) - len(letters), 0)
-        if part == parts[0]:
-            batch = shape[:n]
-        fits = shape[:n] == batch or name[-1] == "?" and shape[:n] == batch[len(batch) - n:]
-        own = dict(zip(letters, shape[n:]))
-        if not fits or len(shape) < len(letters) or any(lengths.get(x, own[x]) != own[x] for x in own):
-            got = ", ".join(f"{p.split(':')[0]} {s}" for p, s in zip(parts, shapes))
+        batch = shape[:n] if part == parts[0] else batch
+        expected = batch[max(len(batch) - n, 0):] if name[-1] == "?" else batch
+        fits = shape[:n] == expected
+        for letter, length in zip(letters, shape[n:]):
+            fits = fits and lengths.setdefault(letter, length) == length
+        if not fits or len(shape) < len(letters):
+            got = ", ".join(f"{p.split(':')[0]} {shape}" for p, shape in zip(parts, shapes))
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
-        lengths |= own
 
 
-# ---- Functions of single entries and of single tokens -----------------------------------------------
+# ---- Functions of single entries and of single tokens -------------------------------------------
 
 def identity(x):
     """x itself: the feature map or norm of a model that has none."""
@@ -90,7 +91,7 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-# ---- Rotary position embedding (Su et al. 2021; ICLCA Eq 12) ----------------------------------------
+# ---- Rotary position embedding (Su et al. 2021; ICLCA Eq 12) ------------------------------------
 
 def rope_frequencies(d, base=10_000.0):
     """RoFormer's frequencies θ_m = base^(−2m/d), m = 0 ... d/2 − 1, in radians per token: (d/2,).
@@ -113,7 +114,7 @@ def rope(positions, theta):
            [ 1.],
            [-1.]])
     """
-    angles = np.multiply.outer(positions, theta)   # whole numbers times float32 are float64 in NumPy
+    angles = np.multiply.outer(positions, theta)  # whole numbers times float32 are float64
     dtype = np.result_type(theta, np.float16)      # theta's own, or float64 for integers
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
@@ -127,8 +128,8 @@ def rotate(x, cos, sin):
     Raises ValueError if cos and sin do not have half of x's width.
     """
     if 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
-        raise ValueError(f"cos {cos.shape}, sin {sin.shape} must have half the width of x {x.shape}")
-    if x.dtype.char in "fd":    # pairs of floats as complex numbers, times exp(i·angle): the same, faster
+        raise ValueError(f"cos {cos.shape}, sin {sin.shape} must be half as wide as x {x.shape}")
+    if x.dtype.char in "fd":  # the pairs as complex numbers, times exp(i·angle): the same, faster
         z = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))
         return (z * (cos + 1j * sin).astype(z.dtype)).view(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -143,14 +144,15 @@ def rotate_at(x, rope, positions):
     return rotate(x, *rope(positions)) if rope else x
 
 
-# ---- Linear attention: one function in three forms --------------------------------------------------
+# ---- Linear attention: one function in three forms ----------------------------------------------
 
 class Bias(NamedTuple):
     """The state of linear attention, and what a context becomes: the paper's b_KV and b_D.
 
-    kv (..., d_k, d_v) and d (..., d_k), in the frame just before position 1: the token that comes next
-    has position 1 (Theorem 4.5). Leading axes may be left out: then one Bias serves the whole batch.
-    Elsewhere "attention bias" means what ALiBi or T5 add to the scores; this is something else.
+    kv (..., d_k, d_v) and d (..., d_k), in the frame just before position 1: the token that comes
+    next has position 1 (Theorem 4.5). Leading axes may be left out: then one Bias serves the whole
+    batch. Elsewhere "attention bias" means what ALiBi or T5 add to the scores; this is something
+    else.
     """
 
     kv: np.ndarray
@@ -166,7 +168,7 @@ class Bias(NamedTuple):
         return Bias(np.array(np.broadcast_to(kv, shape)), np.array(np.broadcast_to(d, shape[:-1])))
 
     def turned(self, rope, n):
-        """R_n b_KV, and b_D as it is: this state seen from n positions earlier (−n: from n later)."""
+        """R_n b_KV, and b_D as it is: the state seen from n positions earlier (−n: later)."""
         columns = self.kv.swapaxes(-1, -2)
         return Bias(rotate_at(columns, rope, np.array([n])).swapaxes(-1, -2), self.d)
 
@@ -184,18 +186,19 @@ def divide(o, normalizer):
 
 
 def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
-    """Linear attention token by token, as an RNN: the definition that the other two forms must meet.
+    """Linear attention token by token, as an RNN: the definition of the other two forms too.
 
         s_i = s_{i−1} + R_i φ(k_i) v_iᵀ,   z_i = z_{i−1} + φ(k_i),
         o_i = (R_i φ(q_i))ᵀ s_i / (φ(q_i)·z_i)
 
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None;
-    without `rope` R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and the
-    state after the last token in the frame of the next one, Bias(R_{−n} s_n, z_n). Raises ValueError
-    for a denominator of 0. Source: §7, Eq 19, with D₁ = φ and D₂ = Σ φ(K_j) (Definition 3.2).
+    without `rope` R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and
+    the state after the last token in the frame of the next one, Bias(R_{−n} s_n, z_n). Raises
+    ValueError for a denominator of 0. Source: §7, Eq 19, with D₁ = φ and D₂ = Σ φ(K_j) (Definition
+    3.2).
 
     >>> one = np.ones((3, 1))
-    >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()    # the mean so far
+    >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()   # running mean
     array([3., 4., 6.])
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
@@ -231,8 +234,7 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
     Arguments, result and errors as for `recurrent_attention`. Time and memory grow with n².
     Source: Definition 3.3, Eq 5 and 13.
     """
-    check_shapes("q:nk k:nk v:nv", q, k, v)
-    return chunked_attention(q, k, v, bias, rope, normalize, chunk=max(q.shape[-2], 1))
+    return chunked_attention(q, k, v, bias, rope, normalize, chunk=max(1, *q.shape))
 
 
 def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
@@ -265,7 +267,7 @@ def softmax_attention(q, k, v):
     return softmax(np.where(np.tri(q.shape[-2]), scores, -np.inf)) @ v
 
 
-# ---- The transformer --------------------------------------------------------------------------------
+# ---- The transformer ----------------------------------------------------------------------------
 
 class Layer(NamedTuple):
     """The weights of one layer; an MLP of width d_ff = 0 is none."""
@@ -290,7 +292,7 @@ class Transformer(NamedTuple):
     norm: Callable = layer_norm
     activation: Callable = gelu
     rope: Callable = rope
-    parallel: bool = False          # GPT-J's block: attention beside the MLP (not `parallel_attention`)
+    parallel: bool = False          # GPT-J's block: MLP beside attention; not `parallel_attention`
     max_length: int | None = None   # the longest text that the weights are made for, if limited
 
 
@@ -300,12 +302,13 @@ def mlp(x, w_1, w_2, activation=gelu):
 
 
 def block(x, layer, model, bias=None, attend=chunked_attention):
-    """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)); GPT-J's adds both to one x.
+    """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)).
 
-    x (..., n, d_model); `bias` is what the attention starts from; `attend` is any form of attention.
-    Returns x after the layer and the attention's state. Everything but `attend` acts on each token
-    alone, which is why a context can reach the tokens after it through the Bias only
-    (Definition 3.4, §4.5, Appendix D).
+    GPT-J's block (model.parallel) adds attention and MLP to the same x. x (..., n, d_model);
+    `bias` is what the attention starts from; `attend` is any form of attention. Returns x after
+    the layer and the attention's state. Everything but `attend` acts on each token alone, which is
+    why a context can reach the tokens after it through the Bias only (Definition 3.4, §4.5,
+    Appendix D).
     """
     check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd w_1?:df w_2?:gd", x, *layer[:-1])
     h = model.norm(x)
@@ -332,7 +335,7 @@ def embed_tokens(model, tokens, biases=None):
         raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
                          f"got {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
-        raise ValueError(f"tokens {tokens.shape}: the model was built for at most {model.max_length}")
+        raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
     if len(biases) != len(model.layers):
         raise ValueError(f"biases must be one per layer, {len(model.layers)}: got {len(biases)}")
@@ -340,7 +343,7 @@ def embed_tokens(model, tokens, biases=None):
 
 
 def run_layers(model, tokens, biases=None, attend=chunked_attention):
-    """The layers alone: tokens (..., n) to the residual stream (..., n, d_model), and their states."""
+    """The layers alone: tokens (..., n) to the stream (..., n, d_model), and the layers' states."""
     x, biases = embed_tokens(model, tokens, biases)
     for i, layer in enumerate(model.layers):
         x, biases[i] = block(x, layer, model, biases[i], attend)
@@ -348,7 +351,7 @@ def run_layers(model, tokens, biases=None, attend=chunked_attention):
 
 
 def forward(model, tokens, biases=None, attend=chunked_attention):
-    """The model: tokens (..., n) to logits (..., n, vocab_size), and every layer's state after them.
+    """The model: tokens (..., n) to logits (..., n, vocab_size), and the layers' states.
 
     `biases` is what the layers start from, one Bias per layer: the state after earlier tokens, or a
     context converted by `iclca`. None starts from nothing. Raises as `embed_tokens` does, and
@@ -368,7 +371,7 @@ def generate(model, tokens, n, biases=None):
     negative n, tokens of another shape, and logits that are not finite numbers.
     """
     if n < 0 or np.ndim(tokens) != 1:
-        raise ValueError(f"tokens must be (m,) and n at least 0, got {np.shape(tokens)} and n = {n}")
+        raise ValueError(f"tokens must be (m,) and n at least 0, got {np.shape(tokens)}, n = {n}")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
@@ -398,9 +401,7 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
     d_ff, d_k, depth = 4 * d_model if d_ff is None else d_ff, d_model // n_heads, 2 * n_layers
 
     def weights(*shape, fan_in):
-        w = rng.standard_normal(shape, dtype)
-        w /= max(fan_in, 1) ** 0.5
-        return w
+        return rng.standard_normal(shape, dtype) / max(fan_in, 1) ** 0.5
 
     def layer():
         w_q, w_k, w_v = (weights(n_heads, d_model, d_k, fan_in=d_model) for _ in range(3))
