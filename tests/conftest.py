@@ -1,8 +1,8 @@
 """Hypothesis profiles, and the table of proofs at the end of a run.
 
-A test says what it proves with @pytest.mark.proves(theorem, source), and a negative control which assumption it breaks
-with @pytest.mark.breaks(theorem, assumption). The table counts what ran: examples that got to their end, by the
-arithmetic in which exact.py compared them.
+A test says what it proves with @pytest.mark.proves(theorem, source), and a negative control what it does to the theorem
+with @pytest.mark.breaks(theorem, what_was_done). The table counts what ran to its end and compared something that is not
+empty: shapes proved over polynomials once each, and examples by the arithmetic in which exact.py compared them.
 """
 
 import functools
@@ -13,25 +13,43 @@ import exact
 import pytest
 from hypothesis import Phase, settings
 
-settings.register_profile("fast", max_examples=40, deadline=None, derandomize="CI" in os.environ)
-settings.register_profile("thorough", max_examples=400, deadline=None)
+# without a database nothing is written, so a checkout may be read-only
+settings.register_profile("fast", max_examples=40, deadline=None, database=None, derandomize="CI" in os.environ)
+settings.register_profile("thorough", max_examples=400, deadline=None, database=None)
 settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True, database=None,
                           phases=(Phase.explicit, Phase.generate))
 settings.load_profile("fast")
 
-ARITHMETICS = "ℚ", "float64", "float32"
-theorems = {}                 # theorem -> source, in the order in which they were first proved
-proved = defaultdict(Counter)  # theorem -> arithmetic -> examples
-broken = defaultdict(Counter)  # theorem -> assumption -> examples in which a difference was found
+COLUMNS = "every input", "ℚ", "float64", "float32", "statistics"
+READING_ORDER = ("rotary attention iclca transformer linear_recurrence dual_form attention_as_gradient_descent "
+                 "implicit_weight_update softmax text_to_weights").split()
+
+
+class Count:
+    """What the tests of one theorem, or of one control, have done: Counter of comparisons, explicit examples, failures."""
+
+    def __init__(self):
+        self.compared, self.explicit, self.failed = Counter(), 0, False
+
+    def shapes(self):
+        return [what[1] for what in self.compared if isinstance(what, tuple)]
+
+    def cells(self):
+        return [self.compared[column] or len(self.shapes()) * (column == "every input") for column in COLUMNS]
+
+
+sources = {}                                        # theorem -> source, in the order of the derivation
+proved = defaultdict(Count)                         # theorem -> what its proofs did
+broken = defaultdict(lambda: defaultdict(Count))    # theorem -> what was done to it -> what the controls found
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "proves(theorem, source): the test is a proof of this theorem")
-    config.addinivalue_line("markers", "breaks(theorem, assumption): negative control: without it the theorem fails")
+    config.addinivalue_line("markers", "breaks(theorem, what_was_done): negative control: with this the theorem fails")
 
 
-READING_ORDER = ("rotary attention iclca transformer induction dual_form attention_as_gradient_descent online_learning "
-                 "softmax").split()
+def pytest_report_header():
+    return f"entries drawn with ICLCA_SEED={exact.SEED}"
 
 
 def pytest_collection_modifyitems(items):
@@ -42,8 +60,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Run a test and count its completed examples by arithmetic; keep the counts if it passes."""
-    tally = Counter()
+    """Run a test, and count what its completed examples compared; after a failure its rows say FAILED."""
+    rows = []
+    for mark in item.iter_markers("proves"):
+        sources.setdefault(*mark.args)
+        rows.append(proved[mark.args[0]])
+    for mark in item.iter_markers("breaks"):
+        rows.append(broken[mark.args[0]][mark.args[1]])
+    tally, explicit = Counter(), 0
 
     def counted(example):
         @functools.wraps(example)
@@ -53,36 +77,63 @@ def pytest_runtest_call(item):
             tally.update(exact.compared)
         return run
 
-    if getattr(item.obj, "is_hypothesis_test", False):
-        inner = item.obj.hypothesis.inner_test
-        item.obj.hypothesis.inner_test = counted(inner)
-        try:
+    hypothesis = getattr(item.obj, "hypothesis", None)
+    try:
+        if hypothesis:
+            inner, explicit = hypothesis.inner_test, len(getattr(item.obj, "hypothesis_explicit_examples", ()))
+            hypothesis.inner_test = counted(inner)
+            try:
+                result = yield
+            finally:
+                hypothesis.inner_test = inner
+        else:
+            exact.compared.clear()
             result = yield
-        finally:
-            item.obj.hypothesis.inner_test = inner
-    else:
-        exact.compared.clear()
-        result = yield
-        tally.update(exact.compared)
-    for mark in item.iter_markers("proves"):
-        theorem, source = mark.args
-        theorems.setdefault(theorem, source)
-        proved[theorem].update(tally)
-    for mark in item.iter_markers("breaks"):
-        theorem, assumption = mark.args
-        broken[theorem][assumption] += max(tally.values(), default=0)
+            tally.update(exact.compared)
+    except BaseException as error:
+        for row in rows:
+            row.failed |= not isinstance(error, pytest.skip.Exception)
+        raise
+    for row in rows:
+        row.compared.update(tally)
+        row.explicit += explicit
     return result
 
 
+def in_words(count):
+    """What a control found, in words: "12 shapes, 40 + 1 instances"."""
+    shapes, *instances = count.cells()
+    random = max(instances) - count.explicit
+    return ", ".join([f"{shapes} shapes"] * (shapes > 0)
+                     + [f"{random}{f' + {count.explicit}' * (count.explicit > 0)} instances"] * (max(instances) > 0))
+
+
+def largest(shapes):
+    """The shape with the largest sum of sizes, in words; the sizes that a result has, if the test did not name any."""
+    def size(shape):
+        return sum(sum(n) if isinstance(n, tuple) else n for _, n in shape)
+
+    return ", ".join(f"{name} {n}" if not isinstance(n, bool) else name * n for name, n in max(shapes, key=size))
+
+
 def pytest_terminal_summary(terminalreporter):
-    if not theorems:
+    for theorem in broken:
+        sources.setdefault(theorem, "")
+    if not sources:
         return
     write = terminalreporter.write_line
-    width, source_width = (max(map(len, column)) for column in zip(*theorems.items()))
-    terminalreporter.section("what has been proved, and on how many random instances")
-    write(f"{'theorem':<{width}}  {'source':<{source_width}}" + "".join(f"{a:>9}" for a in ARITHMETICS))
-    for theorem, source in theorems.items():
-        counts = "".join(f"{proved[theorem][a] or '-':>9}" for a in ARITHMETICS)
-        write(f"{theorem:<{width}}  {source:<{source_width}}{counts}")
-        for assumption, found in broken[theorem].items():
-            write(f"    fails without: {assumption} ({found} counterexamples)")
+    width, source_width = (max(map(len, column)) for column in zip(*sources.items()))
+    terminalreporter.section("what has been proved")
+    write(f"{'theorem':<{width}}  {'source':<{source_width}}" + "".join(f"{column:>12}" for column in COLUMNS))
+    for theorem, source in sources.items():
+        count = proved[theorem]
+        cells = "FAILED".rjust(12) if count.failed else "".join(f"{n or '-':>12}" for n in count.cells())
+        write(f"{theorem:<{width}}  {source:<{source_width}}{cells}")
+        for what_was_done, found in broken[theorem].items():
+            write(f"    broken by: {what_was_done} ({'FAILED' if found.failed else in_words(found)})")
+    write("every input: shapes at which both sides are the same polynomials; ℚ, float64, float32: random instances, equal")
+    write("(to rounding in floats); statistics: random estimates within chance. broken by: what was done, and the number of")
+    write("shapes or instances that then differ, each; 40 + 1 are 40 random ones and 1 written down in the test.")
+    for theorem in sources:
+        if shapes := proved[theorem].shapes():
+            write(f"largest shape, {theorem}: {largest(shapes)}")

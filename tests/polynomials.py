@@ -1,0 +1,131 @@
+"""Polynomials in named variables: arrays of them prove a theorem for every value of one shape.
+
+Arrays of polynomials that are == have equal values whatever the variables stand for. Two operations
+leave the polynomials, and each of them brings in new variables:
+
+    1 / d            one for each d, up to a factor; if d has one term, its negative power
+    unknown(name)    one for each entry of the value at each argument: any function may be meant
+
+They forget facts, such as d · (1/d) = 1, and keep that equal arguments have equal values. What is
+equal without those facts is equal with them: a proof, for every input without a zero denominator.
+Inequality is no proof, as d · (1/d) != 1 shows; what differs must do so at a point: exact.evaluate.
+"""
+
+from fractions import Fraction
+from functools import cache, lru_cache
+from itertools import product
+from math import prod
+
+import numpy as np
+
+meanings = {}      # variable -> (function, arguments, entry of its value), unless it is free
+one = frozenset()  # the monomial of a constant
+
+
+@lru_cache(maxsize=2**18)
+def multiply(a, b):
+    """The product of two monomials, frozensets of (variable, exponent), and a sign: i · i = -1."""
+    exponents = dict(a)
+    for x, n in b:
+        exponents[x] = exponents.get(x, 0) + n
+    sign = -1 if exponents.get("i") == 2 else 1
+    return frozenset(x for x in exponents.items() if x[1] and x != ("i", 2)), sign
+
+
+def with_numbers(operation):
+    """The operation for ints and Fractions too; floats are a TypeError, arrays left to NumPy."""
+    def lifted(self, other):
+        other = Polynomial({one: other}) if isinstance(other, (int, Fraction)) else other
+        return operation(self, other) if isinstance(other, Polynomial) else NotImplemented
+    return lifted
+
+
+class Polynomial:
+    """terms: {monomial: coefficient}, an int or Fraction and not 0. Never changed once made."""
+
+    def __init__(self, terms):
+        self.terms = {monomial: c for monomial, c in terms.items() if c}
+
+    @with_numbers
+    def __add__(self, other):
+        terms = self.terms.copy()
+        for monomial, c in other.terms.items():
+            terms[monomial] = terms.get(monomial, 0) + c
+        return Polynomial(terms)
+
+    @with_numbers
+    def __mul__(self, other):
+        terms = {}
+        for (a, c), (b, d) in product(self.terms.items(), other.terms.items()):
+            monomial, sign = multiply(a, b)
+            terms[monomial] = terms.get(monomial, 0) + (c * d if sign > 0 else -c * d)
+        return Polynomial(terms)
+
+    __radd__, __rmul__ = __add__, __mul__
+    __truediv__ = with_numbers(lambda p, q: p * reciprocal(q))
+    __rtruediv__ = with_numbers(lambda p, q: q * reciprocal(p))
+    __eq__ = with_numbers(lambda p, q: p.terms == q.terms)
+    __hash__ = lambda p: hash(frozenset(p.terms.items()) if any(p.terms) else p.terms.get(one, 0))
+    __neg__ = lambda p: p * -1
+    __sub__ = lambda p, q: p + -q
+    __rsub__ = lambda p, q: -p + q
+    __pow__ = lambda p, n: prod([reciprocal(p) if n < 0 else p] * abs(n), start=p * 0 + 1)
+    __bool__ = lambda p: bool(p.terms)
+
+    def __repr__(self):
+        text = ""
+        for powers, c in sorted((sorted(monomial), c) for monomial, c in self.terms.items()):
+            factors = [str(abs(c)), *(x if n == 1 else f"{x}^{n}" for x, n in powers)]
+            text += (" - " if c < 0 else " + ") + "*".join(factors).removeprefix("1*")
+        return text.removeprefix(" + ").strip() or "0"
+
+
+def variable(name):
+    """The polynomial x."""
+    return Polynomial({frozenset({(name, 1)}): 1})
+
+
+def variables(name, *shape):
+    """An array of variables named after their places, q0_0, q0_1, ...; for the shape () only q."""
+    if not name.isalpha() or name == "i":
+        raise ValueError(f"a name must be letters, to keep places apart, and not 'i': got {name!r}")
+    x = [variable(name + "_".join(map(str, place))) for place in np.ndindex(shape)]
+    return np.array(x, object).reshape(shape)[()]
+
+
+@cache
+def reciprocal(d):
+    """1/d: negative powers for one term; with i, conjugate / (d conjugate); else a new variable."""
+    conjugate = Polynomial({m: -c if ("i", 1) in m else c for m, c in d.terms.items()})
+    if conjugate != d:
+        return conjugate * reciprocal(d * conjugate)
+    first = min(d.terms, key=sorted, default=one)
+    scale = Fraction(1, d.terms.get(first, 0))  # ZeroDivisionError if d is 0
+    if len(d.terms) == 1:
+        return Polynomial({frozenset((x, -n) for x, n in first): scale})
+    return value_of("1/", (d,), 1)[0] if scale == 1 else reciprocal(d * scale) * scale
+
+
+@cache
+def value_of(name, arguments, width):
+    """The value of an unknown function: a tuple of variables, new ones for each new argument."""
+    few = sum(len(x.terms) for x in arguments) < 4
+    label = f"{name}({', '.join(map(repr, arguments))})" if few else f"{name}#{len(meanings)}"
+    names = [f"{label}_{j}" if width > 1 else label for j in range(width)]
+    meanings.update((x, (name, arguments, j)) for j, x in enumerate(names))
+    return tuple(map(variable, names))
+
+
+def unknown(name, elementwise=False):
+    """Any function from rows (..., d) to rows (..., d), a norm, or from entries, an activation."""
+    def function(x):
+        rows = x[..., None] if elementwise else x
+        y = np.empty(rows.shape, object)
+        for place in np.ndindex(rows.shape[:-1]):
+            row = tuple(Polynomial({}) + entry for entry in rows[place])
+            y[place] = value_of(name, row, len(row))
+        return y.reshape(x.shape)
+    return function
+
+
+i = variable("i")  # the imaginary unit
