@@ -1,8 +1,9 @@
 """Hypothesis profiles, and the table of proofs at the end of a run.
 
-A test says what it proves with @pytest.mark.proves(theorem, source), and a negative control what it does to the theorem
-with @pytest.mark.breaks(theorem, what_was_done). The table counts what ran to its end and compared something that is not
-empty: shapes proved over polynomials once each, and examples by the arithmetic in which exact.py compared them.
+A test says what it proves with @pytest.mark.proves(theorem, source), and a negative control what it
+does to the theorem with @pytest.mark.breaks(theorem, what_was_done). The table counts what ran to
+its end and compared something that is not empty: shapes proved over polynomials, once each, and
+examples by the arithmetic in which exact.py compared them.
 """
 
 import functools
@@ -14,19 +15,20 @@ import pytest
 from hypothesis import Phase, settings
 
 # without a database nothing is written, so a checkout may be read-only
-settings.register_profile("fast", max_examples=40, deadline=None, database=None, derandomize="CI" in os.environ)
+settings.register_profile("fast", max_examples=40, deadline=None, database=None,
+                          derandomize="CI" in os.environ)
 settings.register_profile("thorough", max_examples=400, deadline=None, database=None)
-settings.register_profile("mutation", max_examples=10, deadline=None, derandomize=True, database=None,
-                          phases=(Phase.explicit, Phase.generate))
+settings.register_profile("mutation", max_examples=10, deadline=None, database=None,
+                          derandomize=True, phases=(Phase.explicit, Phase.generate))
 settings.load_profile("fast")
 
 COLUMNS = "every input", "ℚ", "float64", "float32", "statistics"
-READING_ORDER = ("rotary attention iclca transformer linear_recurrence dual_form attention_as_gradient_descent "
-                 "implicit_weight_update softmax text_to_weights").split()
+READING_ORDER = """rotary attention iclca transformer linear_recurrence dual_form
+    attention_as_gradient_descent implicit_weight_update softmax text_to_weights""".split()
 
 
 class Count:
-    """What the tests of one theorem, or of one control, have done: Counter of comparisons, explicit examples, failures."""
+    """What the tests of one theorem, or of one control, have done."""
 
     def __init__(self):
         self.compared, self.explicit, self.failed = Counter(), 0, False
@@ -35,17 +37,17 @@ class Count:
         return [what[1] for what in self.compared if isinstance(what, tuple)]
 
     def cells(self):
-        return [self.compared[column] or len(self.shapes()) * (column == "every input") for column in COLUMNS]
+        return [len(self.shapes()), *(self.compared[column] for column in COLUMNS[1:])]
 
 
-sources = {}                                        # theorem -> source, in the order of the derivation
-proved = defaultdict(Count)                         # theorem -> what its proofs did
-broken = defaultdict(lambda: defaultdict(Count))    # theorem -> what was done to it -> what the controls found
+sources = {}                                      # theorem -> source, in reading order
+proved = defaultdict(Count)                       # theorem -> what its proofs did
+broken = defaultdict(lambda: defaultdict(Count))  # theorem -> what was done -> the controls
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "proves(theorem, source): the test is a proof of this theorem")
-    config.addinivalue_line("markers", "breaks(theorem, what_was_done): negative control: with this the theorem fails")
+    config.addinivalue_line("markers", "proves(theorem, source): a proof of this theorem")
+    config.addinivalue_line("markers", "breaks(theorem, what_was_done): a negative control")
 
 
 def pytest_report_header():
@@ -60,7 +62,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Run a test, and count what its completed examples compared; after a failure its rows say FAILED."""
+    """Run a test and count what its examples compared; after a failure its rows say FAILED."""
     rows = []
     for mark in item.iter_markers("proves"):
         sources.setdefault(*mark.args)
@@ -80,7 +82,8 @@ def pytest_runtest_call(item):
     hypothesis = getattr(item.obj, "hypothesis", None)
     try:
         if hypothesis:
-            inner, explicit = hypothesis.inner_test, len(getattr(item.obj, "hypothesis_explicit_examples", ()))
+            inner = hypothesis.inner_test
+            explicit = len(getattr(item.obj, "hypothesis_explicit_examples", ()))
             hypothesis.inner_test = counted(inner)
             try:
                 result = yield
@@ -103,17 +106,20 @@ def pytest_runtest_call(item):
 def in_words(count):
     """What a control found, in words: "12 shapes, 40 + 1 instances"."""
     shapes, *instances = count.cells()
-    random = max(instances) - count.explicit
-    return ", ".join([f"{shapes} shapes"] * (shapes > 0)
-                     + [f"{random}{f' + {count.explicit}' * (count.explicit > 0)} instances"] * (max(instances) > 0))
+    words = [f"{shapes} shapes"] if shapes else []
+    if any(instances):
+        explicit = f" + {count.explicit}" if count.explicit else ""
+        words.append(f"{max(instances) - count.explicit}{explicit} instances")
+    return ", ".join(words)
 
 
 def largest(shapes):
-    """The shape with the largest sum of sizes, in words; the sizes that a result has, if the test did not name any."""
+    """The shape with the largest sum of sizes, in words."""
     def size(shape):
         return sum(sum(n) if isinstance(n, tuple) else n for _, n in shape)
 
-    return ", ".join(f"{name} {n}" if not isinstance(n, bool) else name * n for name, n in max(shapes, key=size))
+    shape = max(shapes, key=size)
+    return ", ".join(name if n is True else f"{name} {n}" for name, n in shape if n is not False)
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -124,16 +130,20 @@ def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     width, source_width = (max(map(len, column)) for column in zip(*sources.items()))
     terminalreporter.section("what has been proved")
-    write(f"{'theorem':<{width}}  {'source':<{source_width}}" + "".join(f"{column:>12}" for column in COLUMNS))
+    columns = "".join(f"{column:>12}" for column in COLUMNS)
+    write(f"{'theorem':<{width}}  {'source':<{source_width}}{columns}")
     for theorem, source in sources.items():
         count = proved[theorem]
-        cells = "FAILED".rjust(12) if count.failed else "".join(f"{n or '-':>12}" for n in count.cells())
+        cells = ["FAILED"] if count.failed else count.cells()
+        cells = "".join(f"{cell or '-':>12}" for cell in cells)
         write(f"{theorem:<{width}}  {source:<{source_width}}{cells}")
         for what_was_done, found in broken[theorem].items():
-            write(f"    broken by: {what_was_done} ({'FAILED' if found.failed else in_words(found)})")
-    write("every input: shapes at which both sides are the same polynomials; ℚ, float64, float32: random instances, equal")
-    write("(to rounding in floats); statistics: random estimates within chance. broken by: what was done, and the number of")
-    write("shapes or instances that then differ, each; 40 + 1 are 40 random ones and 1 written down in the test.")
+            result = "FAILED" if found.failed else in_words(found)
+            write(f"    broken by: {what_was_done} ({result})")
+    write("every input: shapes at which both sides are the same polynomials; ℚ, float64, float32:")
+    write("random instances, equal (floats to rounding); statistics: random estimates within chance.")
+    write("broken by: what was done, and at how many shapes or instances the sides then differ;")
+    write("40 + 1 are 40 random ones and 1 that is written down in the test.")
     for theorem in sources:
         if shapes := proved[theorem].shapes():
             write(f"largest shape, {theorem}: {largest(shapes)}")

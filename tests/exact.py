@@ -1,16 +1,18 @@
-"""Exact arithmetic for the proofs: arrays of random fractions and of polynomials, rotations, and comparisons with ==.
+"""Exact arithmetic for the proofs: random fractions, polynomials, rotations, comparisons by ==.
 
-Polynomials (polynomials.py) prove an identity for every value of one shape. Random fractions test it: the entries are
-drawn uniformly and independently from 2**32 integers, after the shape, the rotations and the options are chosen. If the
-identity is false at that shape (and for those rotations and options), an instance passes with probability at most
-D / 2**32, where D is the degree of what the code computes: of the numerator of actual - expected, as a fraction of
-polynomials in the entries (Schwartz and Zippel). For Theorem 4.5, D = 3 without a normalizer, where every output is a sum
-of q k v and q b_KV, and D = 5 with one, where it is such a sum over one of q k and q b_D: 3 + 2 for a/b - c/d. The
-probability is that of the entries, of a generator that behaves as a random one; nothing is said of floats, nor of models
-with ReLU, which compute no polynomials: the proof for an unknown activation covers those.
+Polynomials (polynomials.py) prove an identity for every value of one shape. Random fractions test
+it: the entries are drawn uniformly and independently from 2**32 integers, after the shape, the
+rotations and the options. If the identity is false at that shape (and for those rotations and
+options), an instance passes with probability at most D / 2**32, where D is the degree of what the
+code computes: of the numerator of actual - expected, as a fraction of polynomials in the entries
+(Schwartz and Zippel). For Theorem 4.5, D = 3 without a normalizer, where an output is a sum of
+q k v and q b_KV, and D = 5 with one, where it is such a sum over a sum of q k and q b_D: 3 + 2 for
+a/b - c/d. The probability is over the entries, from a generator taken to be a random one. Nothing
+is said of floats, nor of models with ReLU, which compute no polynomials: the proof for an unknown
+activation covers those.
 
-The entries come from a seed of 64 bits that is new in every run, also where Hypothesis' own choices are fixed. A failure
-prints it; ICLCA_SEED=... in the environment draws the same entries again.
+The entries come from a seed of 64 bits that is new in every run, also where Hypothesis' own choices
+are fixed. A failure prints it; ICLCA_SEED=... in the environment draws the same entries again.
 """
 
 import os
@@ -24,10 +26,11 @@ import numpy as np
 from hypothesis import note, settings
 from hypothesis import strategies as st
 
-from linear_transformer import Bias, Layer, Transformer, elu_plus_one, identity, relu, rope, rope_frequencies
+from linear_transformer import (Bias, Layer, Transformer, elu_plus_one, identity, relu, rope,
+                                rope_frequencies)
 from polynomials import Polynomial, i, meanings, one, variables
 
-compared = set()  # what the running example has compared: arithmetics, and the shapes proved; conftest.py reads it
+compared = set()  # the arithmetics and shapes that the running example compared, for conftest.py
 SEED = int(os.environ.get("ICLCA_SEED", secrets.randbits(64)))
 
 
@@ -36,17 +39,19 @@ def _generator(n):
     return np.random.default_rng([SEED, n])
 
 
-rngs = st.integers(0, 2**32 - 1).map(_generator)  # Hypothesis likes small n; SEED makes all of them equally random
-rates = rngs.map(lambda rng: Fraction(int(rng.integers(1, 2**32)), 2**32))  # learning rates, decays: in (0, 1)
+# Hypothesis prefers small n; with SEED they are as random as any
+rngs = st.integers(0, 2**32 - 1).map(_generator)
+# learning rates and decays, in (0, 1)
+rates = rngs.map(lambda rng: Fraction(int(rng.integers(1, 2**32)), 2**32))
 often = st.sampled_from([True, True, True, False])
 
 
 def shapes(fast, thorough):
-    """The list of shapes for the profile that runs: the second for --hypothesis-profile=thorough, else the first."""
+    """The second list for --hypothesis-profile=thorough, the first for every other profile."""
     return thorough if settings.default.max_examples >= 400 else fast
 
 
-# ---- Random fractions -----------------------------------------------------------------------------------------------
+# ---- Random fractions ---------------------------------------------------------------------------
 
 def fractions(a):
     """An array, or a nested list, of numbers as an object array of Fractions."""
@@ -60,7 +65,7 @@ def uniform(rng, *shape, low=-2**31, high=2**31):
 
 
 def rational_rope(positions, theta):
-    """cos and sin, (n, d/2), of `position` turns by each of the rational rotations theta (d/2, 2) = (cos, sin).
+    """cos and sin, (n, d/2), of `position` turns by the rotations theta (d/2, 2) = (cos, sin).
 
     A power of a Gaussian rational of modulus 1 is another one, so R_a R_b = R_{a+b} holds exactly.
     """
@@ -76,13 +81,13 @@ def rational_rope(positions, theta):
 
 
 def rotations(rng, n):
-    """n rational rotations (n, 2) = (1 - t², 2t) / (1 + t²), each one of 2**16: t = 1/65537, ..., 65536/65537."""
+    """n of the 2**16 rotations (cos, sin) = (1 - t², 2t) / (1 + t²), t = a / 65537: (n, 2)."""
     ts = [Fraction(int(a), 65537) for a in rng.integers(1, 65537, n)]
     return fractions([[(1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)] for t in ts]).reshape(n, 2)
 
 
 class Case(NamedTuple):
-    """Queries, keys and values (heads, n, ...) of a context of m tokens and a prompt after it, and what they start from."""
+    """q, k, v (heads, n, ...) of a context of m tokens and a prompt after it, and their start."""
 
     q: np.ndarray
     k: np.ndarray
@@ -102,14 +107,17 @@ class Case(NamedTuple):
 
 
 @st.composite
-def attention_cases(draw, least_context=0, least_prompt=0, rotated=often, biased=often, normalized=often):
-    """Random exact Cases: one or two heads, contexts and prompts of a few tokens, seldom none, most options on."""
+def attention_cases(draw, least_context=0, least_prompt=0, rotated=often, biased=often,
+                    normalized=often):
+    """Random exact Cases: one or two heads, a few tokens and seldom none, most options on."""
     heads, pairs, d_v = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    m, n = (draw(st.sampled_from([*range(max(least, 1), 5)] * 3 + [0] * (least == 0))) for least in (least_context, least_prompt))
+    m, n = (draw(st.sampled_from([*range(max(least, 1), 5)] * 3 + [0] * (least == 0)))
+            for least in (least_context, least_prompt))
     rng = draw(rngs)
     q, k = uniform(rng, 2, heads, m + n, 2 * pairs)
     v = uniform(rng, heads, m + n, d_v)
-    bias = Bias(uniform(rng, heads, 2 * pairs, d_v), uniform(rng, heads, 2 * pairs)) if draw(biased) else None
+    start = Bias(uniform(rng, heads, 2 * pairs, d_v), uniform(rng, heads, 2 * pairs))
+    bias = start if draw(biased) else None
     rope = partial(rational_rope, theta=rotations(rng, pairs)) if draw(rotated) else None
     return Case(q, k, v, m, bias, rope, draw(normalized))
 
@@ -120,7 +128,7 @@ def square_plus_one(x):
 
 
 def rational_norm(x):
-    """x / (1 + Σx), row by row: a function of whole rows that is not linear, and with numbers that stay small."""
+    """x / (1 + Σx), row by row: a norm of whole rows that is not linear, with small numbers."""
     return x / (1 + x.sum(axis=-1, keepdims=True))
 
 
@@ -130,52 +138,57 @@ def affine_norm(x):
 
 
 @st.composite
-def transformers(draw, n_layers=st.integers(1, 3), normalize=often, parallel=st.booleans(), d_ff=st.integers(0, 2)):
-    """Random exact transformers: two rotated pairs, a norm, MLPs or none, both block types, four tokens."""
+def transformers(draw, n_layers=st.integers(1, 3), normalize=often, parallel=st.booleans(),
+                 d_ff=st.integers(0, 2)):
+    """Random exact transformers: two rotated pairs, a norm, an MLP or none, four tokens."""
     depth, heads, d_ff = draw(n_layers), draw(st.integers(1, 2)), draw(d_ff)
     normalize = draw(normalize)
-    # each division or square in a layer multiplies the digits, to a million in the third, so deep models have fewer
+    # every division or square multiplies the digits, to a million in a third layer
     phi, norm, activation = draw(st.sampled_from({
         1: [(identity, rational_norm, relu), (square_plus_one, rational_norm, square_plus_one)],
-        2: [(identity, rational_norm, relu), (identity, affine_norm, relu)]}.get(depth, [(identity, affine_norm, relu)])))
+        2: [(identity, rational_norm, relu), (identity, affine_norm, relu)],
+        3: [(identity, affine_norm, relu)]}[min(depth, 3)]))
     rng = draw(rngs)
     d_model, d_k, d_v = 2, 4, 1
 
     def layer():
-        shapes = ((heads, d_model, d_k),) * 2 + ((heads, d_model, d_v), (heads, d_v, d_model), (d_model, d_ff), (d_ff, d_model))
+        to_k, to_v, back = (heads, d_model, d_k), (heads, d_model, d_v), (heads, d_v, d_model)
+        shapes = to_k, to_k, to_v, back, (d_model, d_ff), (d_ff, d_model)
         return Layer(*(uniform(rng, *shape) for shape in shapes), rotations(rng, d_k // 2))
 
-    return Transformer(uniform(rng, 4, d_model), tuple(layer() for _ in range(depth)), uniform(rng, d_model, 3),
-                       phi, normalize, norm, activation, rational_rope, draw(parallel))
+    layers = tuple(layer() for _ in range(depth))
+    return Transformer(uniform(rng, 4, d_model), layers, uniform(rng, d_model, 3), phi,
+                       normalize, norm, activation, rational_rope, draw(parallel))
 
 
 def realistic(rng, dtype, n=200, heads=3, d_k=16, d_v=8):
     """Positive features, values, a starting bias and a rope, at realistic sizes."""
     q, k = elu_plus_one(rng.standard_normal((2, 2, heads, n, d_k))).astype(dtype)
     v = rng.standard_normal((2, heads, n, d_v)).astype(dtype)
-    bias = Bias(rng.standard_normal((2, heads, d_k, d_v)).astype(dtype), rng.random((2, heads, d_k)).astype(dtype))
+    kv, d = rng.standard_normal((2, heads, d_k, d_v)), rng.random((2, heads, d_k))
+    bias = Bias(kv.astype(dtype), d.astype(dtype))
     return q, k, v, bias, partial(rope, theta=rope_frequencies(d_k).astype(dtype))
 
 
-# ---- Polynomials: rotations by unknown angles, and values at a point ------------------------------------------------
+# ---- Polynomials: rotations by unknown angles, and values at a point ----------------------------
 
 def angles(name, *shape):
-    """Variables z that stand for e^(iθ), each for any angle θ: `symbolic_rope` takes (d/2,) of them as theta."""
+    """Variables z = e^(iθ), each for any angle θ: `symbolic_rope` takes (d/2,) of them as theta."""
     z = variables(name, *shape)
     meanings.update((str(x), ("e^iθ", (), 0)) for x in np.ravel(z))
     return z
 
 
 def symbolic_rope(positions, theta):
-    """cos nθ = (zⁿ + z⁻ⁿ)/2 and sin nθ = (zⁿ - z⁻ⁿ)/2i for integers n (n,) and theta = z (d/2,): each (n, d/2)."""
+    """cos nθ = (zⁿ + z⁻ⁿ)/2, sin nθ = (zⁿ - z⁻ⁿ)/2i, (n, d/2), for theta = z (d/2,)."""
     z, inverse = theta ** positions[:, None], theta ** -positions[:, None]
     return (z + inverse) / 2, (z - inverse) / (2 * i)
 
 
 class Point(dict):
-    """A value for each variable, drawn or computed when first asked for: Point(rng), Point(rng, x=Fraction(2)).
+    """A value for each variable, found when first asked for: Point(rng), Point(rng, x=Fraction(2)).
 
-    Reciprocals are reciprocals, angles rational rotations, and every unknown function is one concrete polynomial.
+    Reciprocals are reciprocals, angles rational rotations, unknown functions concrete polynomials.
     """
 
     def __init__(self, rng, **given):
@@ -199,15 +212,16 @@ class Point(dict):
 
 
 def evaluate(p, point):
-    """The value at a Point of a polynomial, or of each in an array: a Fraction, unless it is not real."""
+    """The value at a Point of a polynomial, or of each in an array: a Fraction if it is real."""
     def value(p):
         terms = (Polynomial({}) + p).terms.items()
-        total = sum((prod((point[x] ** n for x, n in m), start=c) for m, c in terms), start=Polynomial({}))
+        values = (prod((point[x] ** n for x, n in m), start=c) for m, c in terms)
+        total = sum(values, start=Polynomial({}))
         return Fraction(total.terms.get(one, 0)) if set(total.terms) <= {one} else total
     return np.frompyfunc(value, 1, 1)(p)
 
 
-# ---- Comparisons ----------------------------------------------------------------------------------------------------
+# ---- Comparisons --------------------------------------------------------------------------------
 
 def flat(a):
     """The arrays in nested tuples and lists of arrays, in order."""
@@ -234,6 +248,11 @@ def exact_pairs(actual, expected, types=(Fraction, int)):
     return pairs
 
 
+def shapes_of(pairs):
+    """The name of a shape for the table, if the test gives none."""
+    return tuple(("result", e.shape) for _, e in pairs)
+
+
 def count(pairs, what):
     """Note for the table that the running example has compared something, if it has."""
     if any(a.size for a, _ in pairs):
@@ -241,35 +260,36 @@ def count(pairs, what):
 
 
 def assert_proved(actual, expected, **shape):
-    """Both sides are the same polynomials: a proof for every value of this shape, which is counted once per theorem.
+    """Both sides are the same polynomials: a proof for every value of this shape, counted once.
 
-    `shape` names the sizes for the table, M=2, heads=1, rotated=True; without it the shapes of the results do.
+    `shape` names the sizes for the table, M=2, heads=1, rotated=True; if it is empty, the shapes of
+    the results do.
     """
     pairs = exact_pairs(actual, expected, (Polynomial, Fraction, int))
     for a, e in pairs:
         for x, y in zip(a.ravel(), e.ravel()):
             assert x == y, f"differs by {x - y}"
-    count(pairs, ("every input", tuple(shape.items()) or tuple(("result", e.shape) for _, e in pairs)))
+    count(pairs, ("every input", tuple(shape.items()) or shapes_of(pairs)))
 
 
-def assert_refuted(actual, expected, rng=None):
-    """Both sides are polynomials of one shape and differ somewhere, at a random point too. Returns the shortest difference.
+def assert_refuted(actual, expected, rng=None, **shape):
+    """Both sides are polynomials and differ, at a random point too: the shortest difference.
 
-    The point is what refutes: unequal reciprocals, or unknown functions of arguments that are equal, are no difference.
+    The point is what refutes: reciprocals or unknown functions can be unequal in form alone.
     """
     pairs = exact_pairs(actual, expected, (Polynomial, Fraction, int))
     point = Point(rng or np.random.default_rng(SEED))
-    differences = sorted((x - y + Polynomial({}) for a, e in pairs for x, y in zip(a.ravel(), e.ravel()) if x != y),
-                         key=lambda d: len(d.terms))
+    entries = (xy for a, e in pairs for xy in zip(a.ravel(), e.ravel()))
+    differences = [Polynomial({}) + x - y for x, y in entries if x != y]
     assert differences, "no difference, though the assumption is broken"
-    real = next((d for d in differences if evaluate(d, point) != 0), None)
-    assert real is not None, f"no difference in values (ICLCA_SEED={SEED}), though there is one in form: {differences[0]}"
-    count(pairs, ("every input", tuple(("result", e.shape) for _, e in pairs)))
-    return real
+    real = [d for d in differences if evaluate(d, point) != 0]
+    assert real, f"a difference in form alone (ICLCA_SEED={SEED}): {differences[0]}"
+    count(pairs, ("every input", tuple(shape.items()) or shapes_of(pairs)))
+    return min(real, key=lambda d: len(d.terms))
 
 
 def assert_exactly_equal(actual, expected):
-    """Both sides hold the same rational numbers: ==, no tolerance, and nothing but Fractions and ints."""
+    """Both sides hold the same rational numbers: ==, and nothing but Fractions and ints."""
     pairs = exact_pairs(actual, expected)
     for a, e in pairs:
         assert (a == e).all(), f"{a} != {e}"
@@ -277,14 +297,14 @@ def assert_exactly_equal(actual, expected):
 
 
 def assert_differ(actual, expected):
-    """Both sides are exact and of one shape, and some entry differs: what a negative control must find."""
+    """Both sides are exact and of one shape, and some entry differs: what a control must find."""
     pairs = exact_pairs(actual, expected)
     assert any((a != e).any() for a, e in pairs), "no difference, though the assumption is broken"
     count(pairs, "ℚ")
 
 
 def assert_close(actual, expected, ulps):
-    """Both sides have one floating type and differ by at most ulps · eps of the largest entry expected."""
+    """Both sides have one floating type and differ by at most ulps · eps of the largest entry."""
     pairs = pairs_of(actual, expected)
     for a, e in pairs:
         assert a.dtype == e.dtype and a.dtype.kind == "f", (a.dtype, e.dtype)
@@ -294,7 +314,7 @@ def assert_close(actual, expected, ulps):
 
 
 def assert_within_chance(estimate, expected, allowed):
-    """An estimate from random draws is within `allowed` of what it estimates: counted as statistics, not as equality.
+    """A random estimate is within `allowed` of what it estimates: counted as statistics.
 
     The test says why chance exceeds `allowed` less than once in a million runs, or fixes the seed.
     """

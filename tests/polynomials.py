@@ -8,7 +8,7 @@ leave the polynomials, and each of them brings in new variables:
 
 They forget facts, such as d · (1/d) = 1, and keep that equal arguments have equal values. What is
 equal without those facts is equal with them: a proof, for every input without a zero denominator.
-Inequality is no proof, as d · (1/d) != 1 shows; what differs must do so at a point: exact.evaluate.
+Inequality is no proof, as d · (1/d) != 1 shows: a difference must show at a point (exact.evaluate).
 """
 
 from fractions import Fraction
@@ -122,8 +122,7 @@ def unknown(name, elementwise=False):
         rows = x[..., None] if elementwise else x
         y = np.empty(rows.shape, object)
         for place in np.ndindex(rows.shape[:-1]):
-            row = tuple(Polynomial({}) + entry for entry in rows[place])
-            y[place] = value_of(name, row, len(row))
+            y[place] = value_of(name, tuple(rows[place] + Polynomial({})), rows.shape[-1])
         return y.reshape(x.shape)
     return function
 

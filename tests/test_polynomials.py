@@ -5,7 +5,8 @@ from operator import add, mul, sub
 
 import numpy as np
 import pytest
-from exact import Point, angles, evaluate, rngs, symbolic_rope
+from exact import (Point, angles, assert_proved, assert_refuted, compared, evaluate, fractions,
+                   rngs, symbolic_rope)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def test_values_of_sums_products_and_quotients_are_those_of_the_values(p, q, rng
 
 @given(polynomials, polynomials, rngs)
 def test_polynomials_with_the_same_values_are_equal_and_others_are_not(p, q, rng):
-    at = Point(rng)  # two of them of degree 8 that differ meet at a random point with odds of 8 in 2^32
+    at = Point(rng)  # polynomials of degree 8 that differ meet here with odds of 8 in 2^32
     assert (p == q) == (evaluate(p, at) == evaluate(q, at))
 
 
@@ -95,20 +96,23 @@ def test_they_print_as_formulas():
     q, k, v = variables("q", 1, 2), variables("k", 1, 1), variables("v")
     assert str(q[0, 1] * k[0, 0] * v - 2 / z) == "k0_0*q0_1*v - 2*z^-1"
     assert str(-x ** 2 / 2 + 1) == "1 - 1/2*x^2" and str(x - x) == "0" and str(-x) == "- x"
-    assert str(x / (x + y) + unknown("phi", elementwise=True)(np.array([x]))[0]) == "1/(x + y)*x + phi(x)"
+    phi = unknown("phi", elementwise=True)(np.array([x]))[0]
+    assert str(x / (x + y) + phi) == "1/(x + y)*x + phi(x)"
 
 
 def test_numpy_computes_with_them():
     a, b = variables("a", 2, 3), variables("b", 3, 2)
     assert ((a @ b)[1, 0]) == a[1, 0] * b[0, 0] + a[1, 1] * b[1, 0] + a[1, 2] * b[2, 0]
     assert (a.sum(axis=0) == a[0] + a[1]).all() and a.cumsum(axis=1)[0, 2] == a[0].sum()
-    assert (np.tril(a)[0] == [a[0, 0], 0, 0]).all() and (np.tri(2, dtype=object) @ a)[1, 1] == a[:, 1].sum()
-    assert np.concatenate([a, b.T]).shape == (4, 3) and (x * a == a * x).all() and (a - a == 0).all()
+    assert (np.tril(a)[0] == [a[0, 0], 0, 0]).all()
+    assert (np.tri(2, dtype=object) @ a)[1, 1] == a[:, 1].sum()
+    assert np.concatenate([a, b.T]).shape == (4, 3)
+    assert (x * a == a * x).all() and (a - a == 0).all()
     assert (a / a == 1).all() and (a ** 2 == a * a).all() and np.array([x, y]).shape == (2,)
     assert (np.arange(3) * a == a * [0, 1, 2]).all() and (a @ variables("b", 3, 0)).shape == (2, 0)
 
 
-# ---- Rotations by unknown angles ------------------------------------------------------------------------------------
+# ---- Rotations by unknown angles ----------------------------------------------------------------
 
 def turn(n, theta):
     return symbolic_rope(np.array([n]), theta)
@@ -119,7 +123,8 @@ def test_rotations_by_unknown_angles_compose_and_keep_lengths(m, n):
     theta, row = angles("z", 2), variables("x", 1, 4)
     (cos, sin), (cos_m, sin_m), (cos_n, sin_n) = turn(m + n, theta), turn(m, theta), turn(n, theta)
     assert (cos * cos + sin * sin == 1).all()
-    assert (cos == cos_m * cos_n - sin_m * sin_n).all() and (sin == sin_m * cos_n + cos_m * sin_n).all()
+    assert (cos == cos_m * cos_n - sin_m * sin_n).all()
+    assert (sin == sin_m * cos_n + cos_m * sin_n).all()
     assert (rotate(rotate(row, cos_m, sin_m), cos_n, sin_n) == rotate(row, cos, sin)).all()
     assert (cos_n == sum(t ** s for t in (theta[None],) for s in (n, -n)) / 2).all()
     assert (turn(-n, theta)[1] == -sin_n).all() and (turn(0, theta)[0] == 1).all()
@@ -133,16 +138,24 @@ def test_two_angles_are_independent():
 @given(rngs, st.integers(-5, 5))
 def test_at_a_point_an_angle_is_a_rational_rotation(rng, n):
     cos, sin = evaluate(np.stack(turn(n, angles("z", 3))), Point(rng))
-    assert all(type(c) is Fraction for c in [*cos.ravel(), *sin.ravel()]) and (cos ** 2 + sin ** 2 == 1).all()
+    assert all(type(c) is Fraction for c in [*cos.ravel(), *sin.ravel()])
+    assert (cos ** 2 + sin ** 2 == 1).all()
 
 
-# ---- Unknown functions ----------------------------------------------------------------------------------------------
+def test_angles_turn_from_the_cosine_to_the_sine():
+    cos, sin = turn(1, angles("z", 1))
+    at = Point(None, **{"tan z0/2": Fraction(1, 2)})
+    assert evaluate(cos, at)[0, 0] == Fraction(3, 5) and evaluate(sin, at)[0, 0] == Fraction(4, 5)
+
+
+# ---- Unknown functions --------------------------------------------------------------------------
 
 def test_an_unknown_function_of_equal_arguments_is_equal_and_of_different_ones_is_not():
     f = unknown("f")
     rows = np.array([[x, y], [y, x], [x + y - y, y * 1], [x, Polynomial({})]])
     values = f(rows)
-    assert values.shape == rows.shape and (values[0] == values[2]).all() and (f(rows) == values).all()
+    assert values.shape == rows.shape
+    assert (values[0] == values[2]).all() and (f(rows) == values).all()
     assert len({*values[0], *values[1], *values[3]}) == 6
     assert (f(rows[:1]) == values[:1]).all() and (f(rows[0]) == values[0]).all()
     assert (f(np.array([x, 0], object)) == values[3]).all()
@@ -166,11 +179,40 @@ def test_long_arguments_are_told_apart_though_they_are_not_printed():
 def test_at_a_point_an_unknown_function_has_one_value_for_equal_values(rng):
     f, at = unknown("f"), Point(rng)
     row = np.array([[x * x - y * y, 1], [(x + y) * (x - y), x / x]], object)
-    assert (f(row)[0] == f(row)[1]).all() and (evaluate(f(row), at)[0] == evaluate(f(row), at)[1]).all()
+    assert (f(row)[0] == f(row)[1]).all()
+    assert (evaluate(f(row), at)[0] == evaluate(f(row), at)[1]).all()
     quotients = np.array([[1 / (x + y) + 1 / (x - y)], [2 * x / (x * x - y * y)]])
-    assert quotients[0, 0] != quotients[1, 0]   # a fact that was forgotten, and that every point remembers
+    assert quotients[0, 0] != quotients[1, 0]   # forgotten here; every point remembers it
     assert (evaluate(quotients, at)[0] == evaluate(quotients, at)[1]).all()
     assert f(quotients)[0, 0] != f(quotients)[1, 0]
     assert (evaluate(f(quotients), at)[0] == evaluate(f(quotients), at)[1]).all()
     value = evaluate(f(np.array([x, y])), at)
     assert value[0] != value[1] and evaluate(unknown("g")(np.array([x, y])), at)[0] != value[0]
+
+
+# ---- The comparisons that the proofs end in -----------------------------------------------------
+
+def test_a_proof_needs_equal_polynomials_of_one_shape_and_no_floats():
+    assert_proved((np.array([x + y]), np.array([2], object)), (np.array([y + x]), fractions([2])))
+    for a, e in ([x], [y]), ([1.0], [1]), ([x, x], [x]), ([True], [1]):
+        with pytest.raises(AssertionError):
+            assert_proved(np.array(a, object), np.array(e, object))
+
+
+@given(rngs)
+def test_a_control_needs_a_difference_in_values_not_only_in_form(rng):
+    assert assert_refuted(np.array([x, x * y + x]), np.array([x, x]), rng) == x * y
+    for a, e in (x, x), (1 / (x + y) + 1 / (x - y), 2 * x / (x * x - y * y)), (0.5, x):
+        with pytest.raises(AssertionError):
+            assert_refuted(np.array([a], object), np.array([e], object), rng)
+
+
+def test_what_is_empty_is_not_counted_and_each_shape_is_counted_once():
+    compared.clear()
+    nothing = np.zeros((0, 2), object)
+    assert_proved(nothing, nothing, M=0)
+    assert compared == set()
+    for _ in range(2):
+        assert_proved(np.array([x]), np.array([x]), M=1)
+    assert compared == {("every input", (("M", 1),))}
+    compared.clear()
