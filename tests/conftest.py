@@ -141,7 +141,7 @@ def pytest_terminal_summary(terminalreporter):
             result = "FAILED" if found.failed else in_words(found)
             write(f"    broken by: {what_was_done} ({result})")
     write("every input: shapes at which both sides are the same polynomials; ℚ, float64, float32:")
-    write("random instances, equal (floats to rounding); statistics: random estimates within chance.")
+    write("random instances, equal (floats to rounding); statistics: estimates within chance.")
     write("broken by: what was done, and at how many shapes or instances the sides then differ;")
     write("40 + 1 are 40 random ones and 1 that is written down in the test.")
     for theorem in sources:
