@@ -19,6 +19,7 @@ import os
 import secrets
 from fractions import Fraction
 from functools import partial
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 
 from linear_transformer import (Bias, Layer, Transformer, elu_plus_one, identity, relu, rope,
                                 rope_frequencies)
-from polynomials import Polynomial, i, meanings, one, variables
+from polynomials import Polynomial, i, meanings, one, unknown, variables
 
 compared = set()  # the arithmetics and shapes that the running example compared, for conftest.py
 SEED = int(os.environ.get("ICLCA_SEED", secrets.randbits(64)))
@@ -170,7 +171,38 @@ def realistic(rng, dtype, n=200, heads=3, d_k=16, d_v=8):
     return q, k, v, bias, partial(rope, theta=rope_frequencies(d_k).astype(dtype))
 
 
-# ---- Polynomials: rotations by unknown angles, and values at a point ----------------------------
+# ---- Polynomials: cases of variables, unknown angles, values at a point ------------------------------
+
+def every(**sizes):
+    """All combinations of the sizes, as dicts: every(m=range(3), rotated=(False, True))."""
+    return [dict(zip(sizes, values)) for values in product(*sizes.values())]
+
+
+def symbolic_case(m, n, heads=1, pairs=1, d_v=1, rotated=False, started=False, normalized=False):
+    """A Case in which every entry is its own variable, and every angle unknown."""
+    q, k = (variables(name, heads, m + n, 2 * pairs) for name in "qk")
+    start = Bias(variables("s", heads, 2 * pairs, d_v), variables("z", heads, 2 * pairs))
+    rope = partial(symbolic_rope, theta=angles("w", pairs)) if rotated else None
+    v = variables("v", heads, m + n, d_v)
+    return Case(q, k, v, m, start if started else None, rope, normalized)
+
+
+def symbolic_transformer(depth=1, heads=1, pairs=1, d_ff=1, normalize=False, parallel=False):
+    """A model of variables; its feature map, norm and activation are unknown functions."""
+    d_model, d_k = 2, 2 * pairs
+
+    def layer(l):
+        shapes = dict(q=(heads, d_model, d_k), k=(heads, d_model, d_k), v=(heads, d_model, 1),
+                      o=(heads, 1, d_model), f=(d_model, d_ff), g=(d_ff, d_model))
+        weights = (variables(name + "abc"[l], *shape) for name, shape in shapes.items())
+        return Layer(*weights, angles("w" + "abc"[l], pairs))
+
+    layers = tuple(map(layer, range(depth)))
+    return Transformer(variables("x", 4, d_model), layers, variables("u", d_model, 2),
+                       unknown("phi"), normalize, unknown("norm"), unknown("act"), symbolic_rope,
+                       parallel)
+
+
 
 def angles(name, *shape):
     """Variables z = e^(iθ), each for any angle θ: `symbolic_rope` takes (d/2,) of them as theta."""
