@@ -50,7 +50,7 @@ def check_shapes(spec, *arrays):
         for letter, length in zip(letters, shape[n:]):
             fits = fits and lengths.setdefault(letter, length) == length
         if not fits or len(shape) < len(letters):
-            got = ", ".join(f"{p.split(':')[0]} {shape}" for p, shape in zip(parts, shapes))
+            got = ", ".join(f"{p.split(':')[0].rstrip('?')} {s}" for p, s in zip(parts, shapes))
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
 
 
@@ -164,7 +164,7 @@ class Bias(NamedTuple):
         check_shapes("k:nk v:nv", k, v)
         shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
         kv, d = bias or (np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
-        check_shapes("k:nk v:nv kv?:kv d?:k", k, v, kv, d)
+        check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, kv, d)
         return Bias(np.array(np.broadcast_to(kv, shape)), np.array(np.broadcast_to(d, shape[:-1])))
 
     def turned(self, rope, n):

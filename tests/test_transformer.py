@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import assert_differ, assert_exactly_equal, is_exact, rngs, square_plus_one, transformers
+from exact import (assert_exactly_equal, assert_proved, assert_refuted, every, is_exact, rngs, symbolic_transformer,
+                   transformers)
 from iclca_ref import iclca
 from linear_transformer import (elu_plus_one, forward, gelu, generate, layer_norm, parallel_attention,
                                 random_transformer, recurrent_attention, relu)
+from polynomials import unknown
 
 floating = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
@@ -43,12 +45,28 @@ def test_the_model_is_its_formula_written_as_loops(model, tokens):
     assert_exactly_equal(forward(model, tokens)[0], straightforward_forward(model, tokens))
 
 
-@pytest.mark.breaks("the model is its formula", "the kind of block (the MLP after the attention for beside it)")
-@given(transformers(n_layers=st.just(1), d_ff=st.just(2)), st.lists(st.integers(0, 3), min_size=1, max_size=3))
-def test_a_block_of_the_other_kind_is_another_model(model, tokens):
-    model = model._replace(activation=square_plus_one)                                # ReLU may be 0 in both kinds
-    other = model._replace(parallel=not model.parallel)
-    assert_differ(forward(model, tokens)[0], straightforward_forward(other, tokens))
+@pytest.mark.proves("the model is its formula", "§4.5, App D")
+def test_the_model_is_its_formula_for_every_weight_angle_feature_map_norm_and_activation():
+    options = dict(normalize=(False, True), parallel=(False, True))
+    for shape in every(n=(1, 2), depth=(1, 2), **options) + every(n=(2,), heads=(2,), pairs=(2,), d_ff=(0, 2), **options):
+        model = symbolic_transformer(**{name: size for name, size in shape.items() if name != "n"})
+        tokens = [1, 0, 1][:shape["n"]]
+        assert_proved(forward(model, tokens)[0], straightforward_forward(model, tokens), **shape)
+
+
+@pytest.mark.breaks("the model is its formula", "the MLP after the attention in place of beside it, or the reverse")
+def test_a_block_of_the_other_kind_is_another_model():
+    model = symbolic_transformer()
+    assert_refuted(forward(model, [0])[0], straightforward_forward(model._replace(parallel=True), [0]))
+
+
+@pytest.mark.breaks("the model is its formula", "half-split rotary in place of interleaved")
+def test_half_split_rotary_is_another_model():
+    def half_split(x):                     # the pairs (x_0, x_2), (x_1, x_3): the same turn of other coordinates
+        return unknown("phi")(x)[..., [0, 2, 1, 3]]
+
+    model = symbolic_transformer(pairs=2)
+    assert_refuted(forward(model, [0, 1])[0], straightforward_forward(model._replace(phi=half_split), [0, 1]))
 
 
 @floating
@@ -94,12 +112,29 @@ def test_greedy_decoding_is_the_most_likely_token_of_the_whole_text_again_and_ag
     np.testing.assert_array_equal(generate(model, tokens[4:], n, iclca(model, tokens[:4])), text[7:])
 
 
-def test_equal_logits_give_the_smallest_token_whatever_the_rounding():
-    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1)
-    column = model.unembed[:, :1]
-    ties = model._replace(unembed=np.concatenate([0 * column - 9 * abs(column), column, column * (1 + 1e-15)], axis=1))
+@floating
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_equal_logits_give_the_smallest_token_whatever_the_rounding(dtype, scale):
+    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1, dtype=dtype)
+    column, eps = scale * model.unembed[:, :1], np.finfo(dtype).eps
+    ties = model._replace(unembed=np.concatenate([0 * column - 9 * abs(column), column, column * (1 + 4 * eps)], axis=1))
     last = forward(ties, [3])[0][-1]
     assert generate(ties, [3], 1) == (1 if last[0] < last[1] else 0)
+
+
+@floating
+def test_logits_that_differ_by_more_than_rounding_are_no_tie(dtype):
+    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1, dtype=dtype)
+    column, eps = model.unembed[:, :1], np.finfo(dtype).eps
+    larger = column * dtype(1 + 4000 * eps)
+    apart = model._replace(unembed=np.concatenate([column, larger], axis=1))
+    assert generate(apart, [3], 1) == forward(apart, [3])[0][-1].argmax()
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1)
+    with pytest.raises(ValueError, match="finite"):
+        generate(model._replace(unembed=model.unembed * np.nan), [1], 3)
 
 
 def test_random_weights_have_variance_one_over_fan_in_and_less_where_they_write_to_the_residual_stream():
@@ -142,7 +177,7 @@ def test_biases_that_do_not_fit_the_model_are_refused():
             forward(model, [1], wrong)
     other = iclca(random_transformer(np.random.default_rng(0), 10, 8, 2, 1), [1, 2])
     for wrong in other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases]:
-        with pytest.raises(ValueError, match="bias"):
+        with pytest.raises(ValueError, match=r"bias.kv \(\d, \d, \d\), bias.d \(\d, \d\)"):
             forward(model, [1], wrong)
 
 
