@@ -1,8 +1,6 @@
 """A context becomes weights, exactly: reference code to read beside the papers.
 
-One sum, three names. Over the tokens of a context, with keys k_i and values v_i, take
-
-    Σ_i k_i ⊗ v_i
+One sum, three names: Σ_i k_i ⊗ v_i over the tokens of a context, with keys k_i and values v_i.
 
 To Chen et al. it is b_KV, the bias that replaces the context in linear attention (ICLCA, Theorem
 4.1). To Dai et al. it is ΔW_ICLᵀ, the weight update that demonstrations act as. And with keys x_i
@@ -15,21 +13,18 @@ examples by ICLCA *is* a gradient step. With rotary positions and a normalizer t
     O(X with b')  =  the last N rows of  O([X'; X] with b),  for every prompt X       (Theorem 4.5)
 
 `attention_bias` is that sum, and `iclca` applies it layer by layer (Algorithm 1). Then come the
-one law behind it and behind every other linear recurrence, the dual form, in which the sum is a
-trained weight, layers that descend a gradient, the rank-one patch, which is exact for any
-attention but for one query at a time, and softmax attention, approximately. Symbols are those of
-linear_transformer.py, and
+one law behind every linear recurrence; the dual form, in which the sum is a trained weight; layers
+that descend a gradient; the rank-one patch, exact for any attention but one query at a time; and
+softmax attention, approximately. Symbols are those of linear_transformer.py, and
 
     W0, W          regression weights (d_out, d_in), applied to rows as X @ W.T
-    X, Y, E        training inputs (n, d_in), targets (n, d_out), error signals (n, d_out)
-    x              test inputs (..., d_in)
+    X, Y, E, x     training inputs (n, d_in), targets and error signals (n, d_out), test inputs
     eta, gamma     learning rate; how far GD++ moves the inputs
     A, B           one step of a linear recurrence, s ↦ A s + B
 
-Shapes that do not fit raise ValueError, as there. The papers: Chen et al., ICML 2024 (arXiv
-2406.02847); Dai et al. 2022 (2212.10559); Irie et al. 2022; Aizerman et al. 1964; von Oswald et
-al., ICML 2023 (2212.07677); Dherin et al. 2025 (2507.16003). "Review" is ICL-VS-FT's summary of
-the dual form.
+Shapes that do not fit raise ValueError, as there. Chen et al., ICML 2024 (arXiv 2406.02847); Dai et
+al. 2022 (2212.10559); Irie et al. 2022; Aizerman et al. 1964; von Oswald et al., ICML 2023
+(2212.07677); Dherin et al. 2025 (2507.16003). "Review": ICL-VS-FT's summary of the dual form.
 """
 
 from functools import partial, reduce
@@ -44,10 +39,9 @@ from linear_transformer import (Bias, check_shapes, chunked_attention, divide, r
 # ---- ICLCA: a context as biases -----------------------------------------------------------------
 
 def key_value_matrix(k, v):
-    """The Key-Value matrix A = Σ_j φ(k_j) v_jᵀ: k (..., m, d_k) and v (..., m, d_v).
+    """The Key-Value matrix Σ_j φ(k_j) v_jᵀ: k (..., m, d_k), v (..., m, d_v) to (..., d_k, d_v).
 
-    Returns (..., d_k, d_v). Tokens in front of a prompt change A alone, never its queries.
-    Source: Definition 3.4, Eq 6.
+    Tokens in front of a prompt change this alone, never its queries. Source: Definition 3.4, Eq 6.
     """
     check_shapes("k:mk v:mv", k, v)
     return k.swapaxes(-1, -2) @ v
@@ -75,8 +69,8 @@ def attention_bias(k, v, bias=None, rope=None):
     >>> attention_bias(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
     Bias(kv=array([[11.]]), d=array([3.]))
     """
-    m = k.shape[-2]
-    b_kv, b_d = Bias.start(k, v, bias).turned(rope, -m)
+    start, m = Bias.start(k, v, bias), k.shape[-2]
+    b_kv, b_d = start.turned(rope, -m)
     rk = rotate_at(k, rope, np.arange(1, m + 1) - m)
     return Bias(b_kv + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
 
@@ -89,11 +83,12 @@ def iclca(model, tokens, biases=None):
     compose, and leaving the result out undoes them. tokens (..., m), m = 0 included; returns one
     Bias per layer. Raises as `embed_tokens` does. Source: §4.5, Algorithm 1.
     """
-    def update_biases_and_pass_on(q, k, v, bias, rope, normalize):
-        o, _ = chunked_attention(q, k, v, bias, rope, normalize)
-        return o, attention_bias(k, v, bias, rope)
+    def update_and_pass_on(q, k, v, bias, rope, normalize):
+        new_bias = attention_bias(k, v, bias, rope)                   # this layer's b'_KV and b'_D
+        o, _ = chunked_attention(q, k, v, bias, rope, normalize)      # the tokens go on with o
+        return o, new_bias
 
-    return run_layers(model, tokens, biases, attend=update_biases_and_pass_on)[1]
+    return run_layers(model, tokens, biases, attend=update_and_pass_on)[1]
 
 
 # ---- One law: every linear recurrence turns a context into one affine map of its state ----------
@@ -156,8 +151,7 @@ def lin_attn(V, K, q):
     """Linear attention without a normalizer, Σ_i v_i (k_i·q): V Kᵀ q in the review (columns).
 
     V (..., n, d_v), K (..., n, d_k); q is one query (d_k,), or rows (..., r, d_k) with the leading
-    axes of K and V, which may leave theirs out. Returns (..., d_v) or (..., r, d_v). Source:
-    review Eq 1.
+    axes of K and V, which may leave theirs out. Gives (..., d_v) or (..., r, d_v). Review Eq 1.
 
     >>> lin_attn(V=np.array([[1, 0], [0, 1]]), K=np.array([[1, 2], [3, 4]]), q=np.array([1, 1]))
     array([3, 7])
@@ -181,8 +175,7 @@ def dual_form(W0, E, X, x):
     """A trained linear layer (W₀ + ΔW) x as attention to its data: W₀ x + LinAttn(E, X, x).
 
     The values are the error signals e_i, the keys the training inputs x_i, the query the test
-    input x, one (d_in,) or rows (..., d_in), as for `lin_attn`. Source: review Eq 4; Irie et al.
-    for a whole run.
+    input x, as for `lin_attn`. Source: review Eq 4; Irie et al. for a whole run.
     """
     check_shapes("E:no X:ni W0?:oi", E, X, W0)
     return x @ W0.swapaxes(-1, -2) + lin_attn(E, X, x)
@@ -259,7 +252,7 @@ def icl_weight_update(context, w_k, w_v):
 # columns; its matrices keep their shapes here and are applied to rows as e @ W.T.
 
 class LSA(NamedTuple):
-    """The matrices of a linear self-attention layer, e_j ← e_j + P W_V E (W_K E)ᵀ W_Q e_j."""
+    """The matrices of one linear self-attention layer, with the shapes of the paper."""
 
     w_q: np.ndarray  # (d_k, d_in + d_out)
     w_k: np.ndarray  # (d_k, d_in + d_out)
@@ -268,10 +261,10 @@ class LSA(NamedTuple):
 
 
 def lsa(context, query, weights):
-    """One linear self-attention layer, e_j ← e_j + P V Kᵀ q_j: K, V of the context alone.
+    """One linear self-attention layer, e_j ← e_j + P Σ_i v_i (k_i·q_j), with i over the context.
 
-    context (..., n, d), query (..., r, d) or (d,), weights an LSA; returns both after the layer,
-    in the same shapes. Source: Proposition 1, Eq 8; rows are tokens here.
+    context (..., n, d), query (..., r, d) or (d,), weights an LSA; k_i = W_K e_i and so on. Returns
+    both after the layer, in the same shapes. Source: Proposition 1, Eq 8.
     """
     rows = query if query.ndim > 1 else query[None]
     check_shapes("context:nd query:rd w_q?:kd w_k?:kd w_v?:vd p?:dv", context, rows, *weights)
@@ -293,10 +286,9 @@ def gd_weights(w0, eta, n):
 
         W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
 
-    It moves each context token from (x, y) to (x, y − ΔW x) and the query token from (x, −W₀ x) to
+    It moves context tokens from (x, y) to (x, y − ΔW x) and the query token from (x, −W₀ x) to
     (x, −(W₀ + ΔW) x), so the prediction is minus the query's y-part; the same layer again is the
-    next step. w0 (d_out, d_in); n ≥ 1 is the number of context tokens. Source: Prop 1, App A.1, Eq
-    8.
+    next step. w0 (d_out, d_in), n ≥ 1 context tokens. Source: Prop 1, App A.1, Eq 8.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
@@ -305,7 +297,7 @@ def gd_weights(w0, eta, n):
     I_x, I_y, zero, step = _blocks(w0, eta, n)
     w_k = np.block([[I_x, zero.T], [zero, 0 * I_y]])
     w_v = np.block([[0 * I_x, zero.T], [w0, -I_y]])
-    p = np.block([[step * I_x, zero.T], [zero, step * I_y]])
+    p = step * np.block([[I_x, zero.T], [zero, I_y]])
     return LSA(w_k, w_k, w_v, p)
 
 
@@ -314,11 +306,10 @@ def gd_plus_plus_weights(w0, eta, gamma, n):
 
         W_V = [[I, 0], [W₀, −I]],    P = diag(−γ I, (η/n) I)
 
-    For the layers after it each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². If two of the
-    positive ones differ and 0 < γ ≤ 1/(3 λ_max), they now lie closer together, and with η tuned
-    again gradient descent goes faster. Stack such layers with W₀ = 0 only: after the first, W₀ x
-    would be compared at an x that has moved. Arguments as for `gd_weights`. Source: App A.10, Eq
-    23.
+    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². If two positive
+    ones differ and 0 < γ ≤ 1/(3 λ_max), they lie closer together, and with η tuned again gradient
+    descent goes faster. Stack such layers with W₀ = 0 only: else the next compares its W₀ x, at an
+    x that has moved, with a query of the old one. Arguments as before. Source: App A.10, Eq 23.
     """
     I_x, I_y, zero, step = _blocks(w0, eta, n)
     w_k = np.block([[I_x, zero.T], [zero, 0 * I_y]])
@@ -368,7 +359,7 @@ def implicit_weight_update(w, z, z_in_context):
            [3., 0.]])
     """
     check_shapes("w:od z:d z_in_context:d", w, z, z_in_context)
-    if not (z != 0).any():
+    if z @ z == 0:
         raise ValueError(f"z {z.shape} is 0: no weight times 0 is anything but 0")
     return np.multiply.outer(w @ (z_in_context - z), z) / (z @ z)
 
@@ -404,7 +395,7 @@ def log_random_features(x, projection):
 
 
 def random_features(x, projection):
-    """φ(x) = exp(W x − ‖x‖²/2) / √m: x (..., n, d), W (m, d) to (..., n, m). See the logarithm."""
+    """φ(x) = exp(W x − ‖x‖²/2) / √m, from the logarithm: x (..., n, d), W (m, d) to (..., n, m)."""
     return np.exp(log_random_features(x, projection))
 
 
