@@ -4,10 +4,10 @@
     python docs/text_to_weights.py FILE --prompt "..."    your own; --help lists the options
 
 The model is a linear transformer of two layers whose weights are written down by hand
-(`induction_transformer`): a `Transformer` like any other, run by `forward` and `generate` and
-converted by `iclca`. Converted on a text, its second layer's b_KV is the table of what followed
-what: the context, readable, as a weight. `save_biases` and `load_biases` keep the biases of any
-model in a file. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+(`induction_transformer`): a `Transformer` like any other, run by `forward`, converted by `iclca`.
+Converted on a text, its second layer's b_KV is the table of what followed what: the context,
+readable, as a weight. `save_biases` and `load_biases` keep the biases of any model in a file.
+ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 import argparse
@@ -30,8 +30,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from iclca_ref import iclca
-from linear_transformer import (Bias, Layer, Transformer, forward, generate, identity,
-                                parallel_attention, rope, rotate)
+from linear_transformer import (Bias, Layer, Transformer, forward, identity, parallel_attention,
+                                rope, rotate)
 
 TEXT = """Ada feeds the owl. Ben mends the clock. Cleo paints a boat.
 The owl sleeps by day and hunts by night. The clock strikes at noon and stops at dusk.
@@ -101,6 +101,7 @@ def induction_transformer(vocab_size, max_length, n_gram=2, dtype=np.float64):
     together; `forward` checks the tokens that it is given, and who starts from biases must count
     those that made them. Raises ValueError unless all three sizes are at least 1.
 
+    >>> from linear_transformer import generate
     >>> model = induction_transformer(vocab_size=5, max_length=20)
     >>> generate(model, [4, 0, 1, 2, 3, 4, 0], n=3)
     array([1, 2, 3])
@@ -125,6 +126,13 @@ def induction_transformer(vocab_size, max_length, n_gram=2, dtype=np.float64):
 OWN = re.compile(r"(kv|d)_\d+")  # the names of the biases' arrays
 
 
+def ordinary(path):
+    """The path. Raises OSError if what is there is a folder, a pipe, a device: no ordinary file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path} is not an ordinary file")
+    return path
+
+
 def save_biases(path, biases, **more):
     """Write one Bias per layer to a .npz file, exactly at `path`; `more` are arrays beside them.
 
@@ -139,9 +147,7 @@ def save_biases(path, biases, **more):
     for name, a in arrays.items():
         if a.dtype.hasobject:
             raise TypeError(f"{name} {a.shape} has dtype {a.dtype}, which needs a pickle")
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path} is no file that could be replaced")
+    path = os.path.realpath(ordinary(path))
     try:
         with zipfile.ZipFile(f"{path}.part", "w") as file:
             for name, a in arrays.items():
@@ -165,7 +171,7 @@ def read_array(file, info):
             raise ValueError(f"{info.filename} {version} cannot be {dtype} {shape} in {size} bytes")
         array = np.frombuffer(member.read(), dtype).reshape(shape, order="F" if fortran else "C")
     if dtype.kind == "U":
-        array.tolist()  # raises if there is something in it that is no character
+        set("".join(array.ravel().tolist()))  # raises if something in it is no character
     return array.copy()
 
 
@@ -175,10 +181,12 @@ def load_arrays(path):
     Raises OSError as open() does, and ValueError with its name for a file that is anything else.
     Memory and time are in proportion to the file's size, whatever it says of itself.
     """
-    with open(path, "rb") as stream:
+    with open(ordinary(path), "rb") as stream:
         try:
             with zipfile.ZipFile(stream) as file:
-                members = file.infolist()
+                members, _ = file.infolist(), stream.seek(-12, os.SEEK_END)
+                if not 0 < len(members) == int.from_bytes(stream.read(2), "little"):
+                    raise ValueError("its directory does not list what it counts")
                 if any(m.compress_type or m.compress_size != m.file_size for m in members):
                     raise ValueError("it is compressed")
                 if sum(m.file_size for m in members) > os.fstat(stream.fileno()).st_size:
@@ -380,10 +388,13 @@ def prepare(arguments):
 
 
 def answer(model, tokens, n, biases=None):
-    """The logits of all tokens, and the n tokens that come next: one pass, then n − 1 steps."""
-    logits, state = forward(model, tokens, biases, parallel_attention)
-    first = int(np.rint(logits[-1]).argmax())  # votes are whole numbers: rounding decides no tie
-    return logits, [first, *generate(model, [first], max(n - 1, 0), state)][:n]
+    """The logits of all tokens, and the n tokens that follow, each the first with most votes."""
+    logits, biases = forward(model, tokens, biases, parallel_attention)
+    last, added = logits[-1], []
+    for _ in range(n):
+        added.append(int(np.rint(last).argmax()))  # votes are whole numbers: rounding decides no tie
+        (last,), biases = forward(model, added[-1:], biases)
+    return logits, added
 
 
 def row(label, text):

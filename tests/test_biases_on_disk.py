@@ -90,8 +90,9 @@ def test_a_link_is_followed_and_what_is_no_file_is_left_alone(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "b").is_file()
     os.mkfifo(tmp_path / "pipe")
     for name in "pipe", ".":
-        with pytest.raises(OSError, match="no file that could be replaced"):
-            save_biases(tmp_path / name, biases)
+        for attempt in load_biases, lambda path: save_biases(path, biases):
+            with pytest.raises(OSError, match=rf"{name} is not an ordinary file"):
+                attempt(tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
 
 
@@ -111,7 +112,7 @@ one, two, nan = np.ones((2, 3)), np.ones(2), np.full(2, np.nan)
 
 
 @pytest.mark.parametrize("arrays, message", [
-    (dict(), "does not hold a kv and a d"), (dict(words=one), "does not hold a kv and a d"),
+    (dict(), "does not list"), (dict(words=one), "does not hold a kv and a d"),
     (dict(kv_0=one), "does not hold a kv and a d"), (dict(kv_0=one, d_1=two), "does not hold a kv and a d"),
     (dict(kv_1=one, d_1=two), "does not hold a kv and a d"),
     (dict(kv_0=one, d_0=two, kv_2=one, d_2=two), "does not hold a kv and a d"),
@@ -150,6 +151,13 @@ def encrypted(path):
     path.write_bytes(data)
 
 
+def swallowing(path):
+    """A file in whose directory the first entry's comment is so long that it hides the second."""
+    data = zipped(path, ("kv_0.npy", npy()), ("d_0.npy", npy()))
+    data[data.index(b"PK\1\2") + 33] = 1
+    path.write_bytes(data)
+
+
 def overlapping(path):
     """A file whose directory lists its one large member a hundred times under other names."""
     data = bytes(zipped(path, ("kv_0", bytes(10_000))))
@@ -168,11 +176,12 @@ def overlapping(path):
     (lambda path: zipped(path, ("kv_0.npy", npy()[:6] + b"\2" + npy()[7:])), "cannot be"),
     (lambda path: zipped(path, ("kv_0.npy", npy() + b"\0")), "cannot be"),
     (lambda path: zipped(path, ("kv_0.npy", npy(np.array(["a"]))[:-4] + b"\xff" * 4)), ""),
+    (lambda path: zipped(path, ("kv_0.npy", npy(np.array(["a"]))[:-4] + b"\0\0\x11\0")), ""),
     (lambda path: zipped(path, ("kv_0.npy", npy()), ("kv_0.npy", npy())), "two arrays of one name"),
     (lambda path: zipped(path, ("kv_0.npy", npy()), ("kv_0", npy())), "two arrays of one name"),
     (lambda path: claiming(path, (10**12,)), "cannot be"), (lambda path: claiming(path, (10**30, 0)), ""),
     (lambda path: claiming(path, (10**12,), "<U0"), "cannot be"), (lambda path: claiming(path, (-1, -2)), ""),
-    (lambda path: claiming(path, "(" * 90), ""), (encrypted, "encrypted"), (overlapping, "larger"),
+    (lambda path: claiming(path, "(" * 90), ""), (encrypted, "encrypted"), (swallowing, "directory"), (overlapping, "larger"),
     (lambda path: zipped(path, ("kv_0.npy", bytes(10**6)), method=zipfile.ZIP_DEFLATED), "compressed"),
     (lambda path: zipped(path, ("kv_0.npy", bytes(10**6)), method=zipfile.ZIP_LZMA), "compressed")])
 def test_a_file_that_is_no_npz_or_says_wrong_things_of_itself_is_refused_with_its_name(tmp_path, make, message):

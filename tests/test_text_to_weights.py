@@ -336,7 +336,7 @@ def test_an_endless_file_is_refused():
     ("--prompt|Ada qqq", 'the text has no word "qqq"; close to it: none\n'),
     ("--prompt|ada", 'the text has no word "ada"; close to it: Ada, day, and\n'),
     ("--prompt|", "a prompt needs at least one word\n"),
-    ("--save|no/such/folder/b.npz", "No such file"), ("--save|.", "no file that could be replaced\n"),
+    ("--save|no/such/folder/b.npz", "No such file"), ("--save|.", ". is not an ordinary file\n"),
     ("--load|no.npz|--prompt|a", "No such file"), (".", "denied" if sys.platform == "win32" else "directory"),
     ("--n-gram|1000000", "GB, and 2 are allowed"), ("--generate|1000000", "GB, and 2 are allowed"),
     ("--n-gram|0", "--n-gram: must be from 1 to 1,000,000, got 0\n"), ("--n-gram|x", "--n-gram: invalid"),
