@@ -392,7 +392,7 @@ def answer(model, tokens, n, biases=None):
     logits, biases = forward(model, tokens, biases, parallel_attention)
     last, added = logits[-1], []
     for _ in range(n):
-        added.append(int(np.rint(last).argmax()))  # votes are whole numbers: rounding decides no tie
+        added.append(int(np.rint(last).argmax()))  # votes are whole: rounding decides no tie
         (last,), biases = forward(model, added[-1:], biases)
     return logits, added
 

@@ -56,15 +56,16 @@ def test_what_numpy_itself_has_saved_is_read_too(tmp_path):
 
 @pytest.mark.parametrize("wrong, more, error", [
     ([Bias(fractions([[1]]), fractions([1]))], {}, TypeError),
-    ([biases[0]._replace(d=fractions([1]))], {}, TypeError), (biases, dict(words=np.array([None])), TypeError),
+    ([biases[0]._replace(d=fractions([1]))], {}, TypeError),
+    (biases, dict(words=np.array([None])), TypeError),
     (biases, dict(kv_0=[1]), ValueError), (biases, dict(d_7=[1]), ValueError)])
-def test_pickles_and_names_of_its_own_are_refused_before_anything_is_written(tmp_path, wrong, more, error):
-    with pytest.raises(error, match="pickle" if error is TypeError else "for the biases themselves"):
+def test_pickles_and_its_own_names_are_refused_before_it_writes(tmp_path, wrong, more, error):
+    with pytest.raises(error, match="pickle|for the biases themselves"):
         save_biases(tmp_path / "biases.npz", wrong, **more)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error):
     save_biases(tmp_path / "b", biases)
     before, write = (tmp_path / "b").read_bytes(), np.lib.format.write_array
@@ -98,13 +99,13 @@ def test_a_link_is_followed_and_what_is_no_file_is_left_alone(tmp_path):
 
 # ---- What is refused -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("changes", [dict(n_layers=1), dict(n_layers=3), dict(n_heads=1), dict(d_model=16),
-                                     dict(dtype=np.float64)])
+@pytest.mark.parametrize("changes", [dict(n_layers=1), dict(n_layers=3), dict(n_heads=1),
+                                     dict(d_model=16), dict(dtype=np.float64)])
 def test_biases_of_another_model_are_refused(tmp_path, changes):
     save_biases(tmp_path / "b", biases)
     other = random_transformer(np.random.default_rng(0), **sizes | changes)
-    expected = "holds biases of 2 layers, not" if "n_layers" in changes else r"layer 0 .*the model's kv is float"
-    with pytest.raises(ValueError, match=f"b(:)? {expected}"):
+    expected = "b(: layer 0 .*the model's kv is float| holds biases of 2 layers, not)"
+    with pytest.raises(ValueError, match=expected):
         load_biases(tmp_path / "b", other)
 
 
@@ -113,11 +114,13 @@ one, two, nan = np.ones((2, 3)), np.ones(2), np.full(2, np.nan)
 
 @pytest.mark.parametrize("arrays, message", [
     (dict(), "does not list"), (dict(words=one), "does not hold a kv and a d"),
-    (dict(kv_0=one), "does not hold a kv and a d"), (dict(kv_0=one, d_1=two), "does not hold a kv and a d"),
+    (dict(kv_0=one), "does not hold a kv and a d"),
+    (dict(kv_0=one, d_1=two), "does not hold a kv and a d"),
     (dict(kv_1=one, d_1=two), "does not hold a kv and a d"),
     (dict(kv_0=one, d_0=two, kv_2=one, d_2=two), "does not hold a kv and a d"),
     (dict(kv_0=one, d_0=one[0]), "no Bias"), (dict(kv_0=two, d_0=one[0, 0]), "no Bias"),
-    (dict(kv_0=one.astype(int), d_0=two.astype(int)), "no Bias"), (dict(kv_0=one, d_0=np.float32(two)), "no Bias"),
+    (dict(kv_0=one.astype(int), d_0=two.astype(int)), "no Bias"),
+    (dict(kv_0=one, d_0=np.float32(two)), "no Bias"),
     (dict(kv_0=one, d_0=nan), "not finite"), (dict(kv_0=one * np.inf, d_0=two), "not finite")])
 def test_arrays_that_are_no_biases_are_refused_with_the_files_name(tmp_path, arrays, message):
     np.savez(tmp_path / "some_file.npz", **arrays)
@@ -125,69 +128,62 @@ def test_arrays_that_are_no_biases_are_refused_with_the_files_name(tmp_path, arr
         load_biases(tmp_path / "some_file.npz")
 
 
-def npy(array=two, header=None, **options):
-    """The bytes of a .npy file; `header` changes what it says of itself."""
+def npy(array=two, **says):
+    """The bytes of a .npy file, which may say something else of itself than it is."""
     stream = io.BytesIO()
-    np.save(stream, array, **options)
-    data = stream.getvalue()
-    return data if header is None else data[:10] + header.encode().ljust(len(data[10:-array.nbytes]) - 1) + b"\n"
+    header = np.lib.format.header_data_from_array_1_0(array) | says
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + array.tobytes()
 
 
-def zipped(path, *members, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", method) as file:
-        for name, data in members:
+def zipped(*members, names=("kv_0.npy", "d_0.npy"), method=zipfile.ZIP_STORED):
+    """The bytes of a zip file."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as file:
+        for name, data in zip(names, members):
             file.writestr(name, data)
-    return bytearray(path.read_bytes())
+    return stream.getvalue()
 
 
-def claiming(path, shape, descr="<f8"):
-    zipped(path, ("kv_0.npy", npy(header=f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}")))
+def changed(data, *places):
+    """The bytes with a bit set at so many bytes after each signature."""
+    data = bytearray(data)
+    for signature, after in places:
+        data[data.index(signature) + after] |= 1
+    return bytes(data)
 
 
-def encrypted(path):
-    data = zipped(path, ("kv_0.npy", npy()))
-    for start, flags in (b"PK\3\4", 6), (b"PK\1\2", 8):
-        data[data.index(start) + flags] |= 1
-    path.write_bytes(data)
-
-
-def swallowing(path):
-    """A file in whose directory the first entry's comment is so long that it hides the second."""
-    data = zipped(path, ("kv_0.npy", npy()), ("d_0.npy", npy()))
-    data[data.index(b"PK\1\2") + 33] = 1
-    path.write_bytes(data)
-
-
-def overlapping(path):
-    """A file whose directory lists its one large member a hundred times under other names."""
-    data = bytes(zipped(path, ("kv_0", bytes(10_000))))
+def overlapping():
+    """A file whose directory lists its one large member a hundred times."""
+    data = zipped(bytes(10_000))
     directory, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
     entries = data[directory:end] * 100
-    path.write_bytes(data[:directory] + entries + data[end:end + 8] + struct.pack(
-        "<HHLL", 100, 100, len(entries), directory) + data[end + 20:])
+    sizes = struct.pack("<HHLL", 100, 100, len(entries), directory)
+    return data[:directory] + entries + data[end:end + 8] + sizes + data[end + 20:]
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("make, message", [
-    (lambda path: path.write_bytes(b"no zip at all"), "not a zip"), (lambda path: path.write_bytes(b""), "not a zip"),
-    (lambda path: path.write_bytes(npy()), "not a zip"), (lambda path: zipped(path, ("kv_0.npy", "junk")), "magic"),
-    (lambda path: zipped(path, ("kv_0.npy", b"")), "magic"), (lambda path: zipped(path, ("kv_0.npy", npy()[:12])), "EOF"),
-    (lambda path: zipped(path, ("kv_0.npy", npy(np.array([None]), allow_pickle=True))), "object"),
-    (lambda path: zipped(path, ("kv_0.npy", npy()[:6] + b"\2" + npy()[7:])), "cannot be"),
-    (lambda path: zipped(path, ("kv_0.npy", npy() + b"\0")), "cannot be"),
-    (lambda path: zipped(path, ("kv_0.npy", npy(np.array(["a"]))[:-4] + b"\xff" * 4)), ""),
-    (lambda path: zipped(path, ("kv_0.npy", npy(np.array(["a"]))[:-4] + b"\0\0\x11\0")), ""),
-    (lambda path: zipped(path, ("kv_0.npy", npy()), ("kv_0.npy", npy())), "two arrays of one name"),
-    (lambda path: zipped(path, ("kv_0.npy", npy()), ("kv_0", npy())), "two arrays of one name"),
-    (lambda path: claiming(path, (10**12,)), "cannot be"), (lambda path: claiming(path, (10**30, 0)), ""),
-    (lambda path: claiming(path, (10**12,), "<U0"), "cannot be"), (lambda path: claiming(path, (-1, -2)), ""),
-    (lambda path: claiming(path, "(" * 90), ""), (encrypted, "encrypted"), (swallowing, "directory"), (overlapping, "larger"),
-    (lambda path: zipped(path, ("kv_0.npy", bytes(10**6)), method=zipfile.ZIP_DEFLATED), "compressed"),
-    (lambda path: zipped(path, ("kv_0.npy", bytes(10**6)), method=zipfile.ZIP_LZMA), "compressed")])
-def test_a_file_that_is_no_npz_or_says_wrong_things_of_itself_is_refused_with_its_name(tmp_path, make, message):
-    make(tmp_path / "some_file")
+LOCAL, ENTRY = b"PK\3\4", b"PK\1\2"
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"no zip at all", "not a zip"), (b"", "not a zip"), (npy(), "not a zip"),
+    (zipped(b"junk"), "magic"), (zipped(b""), "magic"), (zipped(npy()[:12]), "EOF"),
+    (zipped(npy(descr="|O")), "cannot be object"), (zipped(npy() + b"\0"), "cannot be"),
+    (zipped(npy()[:6] + b"\2" + npy()[7:]), "cannot be"), (zipped(npy(shape="((((")), ""),
+    (zipped(npy(np.array(["a"]))[:-4] + b"\xff" * 4), ""),
+    (zipped(npy(np.array(["a"]))[:-4] + b"\0\0\x11\0"), ""),
+    (zipped(npy(shape=(10**12,))), "cannot be"), (zipped(npy(shape=(10**30, 0))), ""),
+    (zipped(npy(shape=(10**12,), descr="<U0")), "cannot be"), (zipped(npy(shape=(-1, -2))), ""),
+    (zipped(npy(), npy(), names=("kv_0.npy", "kv_0")), "two arrays of one name"),
+    (zipped(bytes(10**6), method=zipfile.ZIP_DEFLATED), "compressed"),
+    (zipped(bytes(10**6), method=zipfile.ZIP_LZMA), "compressed"),
+    (changed(zipped(npy()), (LOCAL, 6), (ENTRY, 8)), "encrypted"),
+    (changed(zipped(npy(), npy()), (ENTRY, 33)), "directory"),  # a comment hides the second entry
+    (overlapping(), "larger")])
+def test_what_is_no_npz_or_says_wrong_things_of_itself_is_refused(tmp_path, content, message):
+    (tmp_path / "some_file").write_bytes(content)
     for load in load_arrays, load_biases:
-        with pytest.raises(ValueError, match=f"some_file is not a .npz file of plain arrays: .*({message})"):
+        with pytest.raises(ValueError, match=f"some_file is not a .npz file .*: .*({message})"):
             load(tmp_path / "some_file")
 
 
@@ -203,16 +199,18 @@ def saved(tmp_path_factory):
     return path, path.read_bytes(), load_arrays(path)
 
 
+places = st.floats(0, 1, exclude_max=True)
+
+
 @st.composite
 def damages(draw):
-    """A function from bytes to other bytes: a few bits flipped, a part deleted, repeated or inserted."""
-    kind, start, length = draw(st.sampled_from("flip cut delete insert repeat".split())), draw(st.floats(0, 1)), None
-    length, new = draw(st.integers(1, 40)), draw(st.binary(min_size=1, max_size=8))
-    bits = draw(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=3))
+    """A function from bytes to other bytes: bits flipped, a part deleted, repeated or inserted."""
+    kind = draw(st.sampled_from(["flip", "cut", "delete", "insert", "repeat"]))
+    start, length, new = draw(places), draw(st.integers(1, 40)), draw(st.binary(min_size=1))
+    bits = draw(st.lists(st.tuples(places, st.integers(0, 7)), min_size=1, max_size=3))
 
     def damage(data):
-        i = int(start * len(data))
-        flipped = bytearray(data)
+        i, flipped = int(start * len(data)), bytearray(data)
         for place, bit in bits:
             flipped[int(place * len(data))] ^= 1 << bit
         return {"flip": bytes(flipped), "cut": data[:i], "delete": data[:i] + data[i + length:],
