@@ -49,7 +49,7 @@ def test_biases_without_heads_in_a_batch_and_of_many_layers_come_back_in_order(t
 
 
 def test_what_numpy_itself_has_saved_is_read_too(tmp_path):
-    transposed = np.ones((3, 2)).T
+    transposed = np.arange(6.0).reshape(3, 2).T
     np.savez(tmp_path / "b.npz", kv_0=transposed, d_0=np.ones(2))
     assert_same(load_biases(tmp_path / "b.npz"), [Bias(transposed, np.ones(2))])
 
@@ -171,12 +171,13 @@ LOCAL, ENTRY = b"PK\3\4", b"PK\1\2"
     (zipped(npy(descr="|O")), "cannot be object"), (zipped(npy() + b"\0"), "cannot be"),
     (zipped(npy()[:6] + b"\2" + npy()[7:]), "cannot be"), (zipped(npy(shape="((((")), ""),
     (zipped(npy(np.array(["a"]))[:-4] + b"\xff" * 4), ""),
-    (zipped(npy(np.array(["a"]))[:-4] + b"\0\0\x11\0"), ""),
+    (zipped(npy(np.array(["abc"]))[:-4] + b"\0\0\x11\0"), "character"),
     (zipped(npy(shape=(10**12,))), "cannot be"), (zipped(npy(shape=(10**30, 0))), ""),
     (zipped(npy(shape=(10**12,), descr="<U0")), "cannot be"), (zipped(npy(shape=(-1, -2))), ""),
     (zipped(npy(), npy(), names=("kv_0.npy", "kv_0")), "two arrays of one name"),
     (zipped(bytes(10**6), method=zipfile.ZIP_DEFLATED), "compressed"),
     (zipped(bytes(10**6), method=zipfile.ZIP_LZMA), "compressed"),
+    (changed(zipped(npy()), (LOCAL, 8), (ENTRY, 10)), "it is compressed"),
     (changed(zipped(npy()), (LOCAL, 6), (ENTRY, 8)), "encrypted"),
     (changed(zipped(npy(), npy()), (ENTRY, 33)), "directory"),  # a comment hides the second entry
     (overlapping(), "larger")])
