@@ -47,8 +47,7 @@ def test_the_logits_count_how_far_the_histories_agree(dtype, text, n_gram, room)
     assert_close(logits + 1, (counted(text, 5, n_gram) + 1).astype(dtype), ulps=40 * len(text))
 
 
-@pytest.mark.breaks("induction by hand",
-                    "the frequencies (2m + 1) π / d_k (RoFormer's in their place)")
+@pytest.mark.breaks("induction by hand", "RoFormer's frequencies in the first layer")
 @given(rngs)
 def test_with_other_frequencies_the_heads_do_not_look_back_one_token(rng):
     text, model = rng.integers(0, 5, 30), induction_transformer(5, 30)
@@ -59,7 +58,7 @@ def test_with_other_frequencies_the_heads_do_not_look_back_one_token(rng):
     assert abs(forward(blurred, text)[0] - expected).max() > 0.1
 
 
-@pytest.mark.breaks("induction by hand", "context and prompt together within max_length")
+@pytest.mark.breaks("induction by hand", "a context and a prompt over max_length together")
 @given(rngs)
 def test_a_context_and_a_prompt_that_are_too_long_together_are_counted_wrongly(rng):
     text = np.concatenate([rng.integers(1, 5, 20), [0], rng.integers(1, 5, 19), [1]])
@@ -80,7 +79,7 @@ def test_the_last_layers_b_kv_is_the_table_of_what_came_after_what(text, n_gram)
 
 
 @pytest.mark.breaks("b_KV is the table of what followed what",
-                    "a second layer without position (one turned by RoFormer's)")
+                    "RoFormer's frequencies in the second layer")
 @given(rngs)
 def test_with_positions_in_the_second_layer_its_b_kv_is_no_table_of_counts(rng):
     text, model = rng.integers(0, 5, 30), induction_transformer(5, 30)
