@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 from iclca_ref import iclca
-from linear_transformer import forward, induction_transformer
+from linear_transformer import forward
+from text_to_weights import induction_transformer
 
 VOCABULARY, LENGTH = 45, 100
 TRIGGER = VOCABULARY - 1
