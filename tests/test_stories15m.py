@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iclca_ref import log_landmark_features, softmax_attend
-from linear_transformer import forward
-from llama2c import continuation, decode, draw_texts, encode, read_model, read_tokens, write_tiny
+from linear_transformer import forward, softmax
+from llama2c import decode, draw_texts, encode, read_model, read_tokens, shapes_of, write_tiny
 from stories15m import attended_landmarks, caches, converted, main, rules
 
 MODEL, TOKENS = "stories15M.bin", "tokenizer.bin"
@@ -126,6 +126,29 @@ def test_sizes_that_do_not_fit_are_refused_before_the_file_is_read(folder, tmp_p
         read_model(tmp_path / MODEL)
 
 
+def test_heads_of_odd_width_and_weights_that_are_no_numbers_are_refused(folder, tmp_path):
+    head = 16, 24, 2, 16, 16, 264, 256
+    size = sum(int(np.prod(shape)) for shape in shapes_of(*head))
+    (tmp_path / MODEL).write_bytes(struct.pack("<7i", *head) + bytes(4 * size))
+    with pytest.raises(ValueError, match=MODEL):
+        read_model(tmp_path / MODEL)
+    whole = (folder / MODEL).read_bytes()
+    (tmp_path / MODEL).write_bytes(whole[:400] + struct.pack("<f", np.nan) + whole[404:])
+    with pytest.raises(ValueError, match="not a finite"):
+        read_model(tmp_path / MODEL)
+
+
+@pytest.mark.parametrize("change", [
+    lambda whole: whole + b"x", lambda whole: whole[:4] + struct.pack("<f", np.nan) + whole[8:],
+    lambda whole: whole[:-1], lambda whole: whole.replace(b"\1\0\0\0T", b"\1\0\0\0o"),
+    lambda whole: struct.pack("<i", 5) + whole[4:], lambda whole: whole[:-10] + b"\1\0\0\0 ",
+    lambda whole: whole[:4]])
+def test_a_tokenizer_that_does_not_fit_is_refused_by_name(folder, tmp_path, change):
+    (tmp_path / TOKENS).write_bytes(change((folder / TOKENS).read_bytes()))
+    with pytest.raises(ValueError, match=TOKENS):
+        read_tokens(tmp_path / TOKENS, 264)
+
+
 def test_every_rule_that_keeps_all_landmarks_is_exact_and_the_same_rule_with_fewer_is_not(folder):
     model, tokens = read(folder)
     ids = draw_texts(model, np.random.default_rng(1), 1, 30)[0]
@@ -149,11 +172,22 @@ def test_attended_landmarks_are_looked_at_as_much_as_their_keys(m, n, r, seed):
     assert (bias.d >= 0).all() and z.shape[-2] == min(m, r)
 
 
-def test_drawn_texts_are_the_models_own_whatever_the_cache_holds(folder):
+def test_the_most_attended_tokens_are_those_with_the_largest_sum_of_attention():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 6, 4))
+    rule = next(rule for name, m, rule in rules(np.random.default_rng(0), 4) if "most" in name)
+    z, bias = rule.func(q, k, v, m=1)
+    p = np.exp(q[0] @ k[0].T / 2)
+    assert (bias.kv[0, 0] == v[0, (p / p.sum(axis=1, keepdims=True)).sum(axis=0).argmax()]).all()
+
+
+def test_texts_are_drawn_as_without_a_cache(folder):
     model, _ = read(folder)
-    greedy = continuation(model, [1], 20)
-    sure = model._replace(unembed=300 * model.unembed)    # the likeliest token is drawn
-    assert draw_texts(sure, np.random.default_rng(0), 2, 21)[1, 1:].tolist()[:len(greedy)] == greedy
+    rng, ids = np.random.default_rng(3), np.ones((2, 1), int)
+    for _ in range(39):
+        p = softmax(forward(model, ids, attend=softmax_attend)[0][:, -1]).cumsum(axis=-1)
+        drawn = (p > p[:, -1:] * rng.random((2, 1))).argmax(axis=-1)
+        ids = np.concatenate([ids, drawn[:, None]], axis=1)
+    assert (draw_texts(model, np.random.default_rng(3), 2, 40) == ids).all()
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -208,7 +208,7 @@ def main(argv=None):
 
         def show(name, ids, biases=None):
             n = min(arguments.generate, 4) if quick else arguments.generate
-            print(f"{name:24}{decode(continuation(model, ids, n, biases), tokens)!r}")
+            print(f"{name:26}{decode(continuation(model, ids, n, biases), tokens)!r}")
 
         show(repr(arguments.prompt), ids)
     except (OSError, ValueError) as error:
