@@ -200,3 +200,11 @@ def test_the_command_line_says_in_one_line_what_is_wrong_with_a_folder(tmp_path,
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_text_of_the_users_serves_as_context(tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"The owl sleeps by day.\xff\0 " * 30)
+    assert main(["--quick", "--text", str(tmp_path / "text")]) == 0
+    assert "1 contexts of 150 to 150 tokens" in capsys.readouterr().out
+    (tmp_path / "text").write_bytes(b"short")
+    assert main(["--quick", "--text", str(tmp_path / "text")]) == 2

@@ -175,7 +175,7 @@ def patch(model, context, others):
 def texts(path, tokens):
     """Up to 24 texts of 900 characters of a file, encoded."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        return [np.array(encode(file.read(900), tokens)) for _ in range(24)]
+        return [np.array(encode(file.read(900), tokens)[:151 + SCORED]) for _ in range(24)]
 
 
 def main(argv=None):
