@@ -48,8 +48,8 @@ def tune(objective, start, factor=1.5, rounds=6):
             for i in range(len(best)):
                 for scale in factor, 1 / factor:
                     new = best[:i] + [best[i] * scale] + best[i + 1:]
-                    if objective(*new) < value:
-                        best, value, moved = new, objective(*new), True
+                    if (new_value := objective(*new)) < value:
+                        best, value, moved = new, new_value, True
         factor = factor ** 0.5
     return best
 
@@ -90,7 +90,7 @@ def loss_and_gradients(A, B, layers, tokens, answer):
 
 
 def train(rng, layers, steps, batch=256, rate=0.005):
-    """Adam from small random matrices; gradients clipped to norm 1, since two layers can blow up."""
+    """Adam from small random matrices; gradients clipped to norm 1: two layers can blow up."""
     A, B = 0.05 * rng.standard_normal((2, D + 1, D + 1))
     m = v = np.zeros((2, D + 1, D + 1))
     for t in range(1, steps + 1):
@@ -108,7 +108,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="K = 1 ... 3, few tasks, no training")
     quick = parser.parse_args(argv).quick
     rng = np.random.default_rng(0)
-    tuning, test = tasks(rng, 500 if quick else 2_000), tasks(rng, 2_000 if quick else 10_000)
+    tuning, test = tasks(rng, 200 if quick else 2_000), tasks(rng, 1_000 if quick else 10_000)
     print(f"{'K':>2} {'GD':>8} {'eta':>6} {'GD++':>9} {'eta':>6} {'gamma':>7} {'condition':>11}")
     eta, plus = [1.5], [1.5, 0.01]
     for layers in range(1, 4 if quick else 11):

@@ -102,7 +102,7 @@ def rec_to_ftp(icl, fine_tuned, zero_shot):
 # Who reads whom is a matrix (n, n) of 0 and 1, in each of the three settings another one.
 
 EACH_ALONE, UP_TO_ITSELF = np.eye(N), np.tri(QUERIES)
-THE_DEMONSTRATIONS = np.ones((N + QUERIES, 1)) * (np.arange(N + QUERIES) < N)
+DEMONSTRATIONS = np.ones((N + QUERIES, 1)) * (np.arange(N + QUERIES) < N)
 
 
 def run(tokens, layers, reads):
@@ -123,6 +123,11 @@ def run(tokens, layers, reads):
         scores.append(s[:, -1])
         tokens = tokens + o
     return -tokens[..., D], outputs, scores, inputs
+
+
+def in_context(demonstrations, queries, layers):
+    """`run` on demonstrations (tasks, N, D + 1), then query tokens: all read the demonstrations."""
+    return run(np.concatenate([demonstrations, queries], axis=1), layers, DEMONSTRATIONS)
 
 
 def gradients(tokens, targets, layers, reads):
@@ -186,13 +191,11 @@ def compare(rng, layers, n_tasks, rate):
     layers = [LSA(*(np.broadcast_to(m, (n_tasks, *m.shape)) for m in w)) for w in layers]
     tuned = fine_tune(demonstrations * ([1] * D + [0]), labels[:, :N], layers, rate)
 
-    in_context = np.concatenate([demonstrations, queries], axis=1)
-    settings = {"zero_shot": (queries, layers, UP_TO_ITSELF),
-                "fine_tuned": (queries, tuned, UP_TO_ITSELF),
-                "icl": (in_context, layers, THE_DEMONSTRATIONS)}
+    settings = {"zero_shot": run(queries, layers, UP_TO_ITSELF),
+                "fine_tuned": run(queries, tuned, UP_TO_ITSELF),
+                "icl": in_context(demonstrations, queries, layers)}
     outputs, scores, right = {}, {}, {}
-    for name, setting in settings.items():
-        predictions, o, s, _ = run(*setting)
+    for name, (predictions, o, s, _) in settings.items():
         outputs[name] = np.stack(o, axis=1)                          # (tasks, layers, width)
         scores[name] = np.stack(s, axis=1)[:, :, None, -QUERIES:]    # (..., 1 head, query tokens)
         right[name] = (predictions[:, -1] >= 0) == (labels[:, -1] > 0)
@@ -219,8 +222,8 @@ def noise(rng, n_tasks):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="60 tasks and 3 models")
-    n_tasks, models = (60, 3) if parser.parse_args(argv).quick else (1_000, 10)
+    parser.add_argument("--quick", action="store_true", help="100 tasks and 2 models")
+    n_tasks, models = (100, 2) if parser.parse_args(argv).quick else (1_000, 10)
     rng = np.random.default_rng(0)
     columns = "SimAOU", "SimAM", "Rec2FTP", "zero-shot", "ICL", "tuned"
     print(f"{n_tasks:,} tasks for each of {models} models; mean ± standard deviation over models\n")

@@ -92,11 +92,11 @@ def picture(matrix):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="500 steps instead of 5,000")
+    parser.add_argument("--quick", action="store_true", help="300 steps instead of 5,000")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     arguments = parser.parse_args(argv)
     rng = np.random.default_rng(arguments.seed)
-    steps, batch, tests = (500, 256, 20_000) if arguments.quick else (5_000, 512, 50_000)
+    steps, batch, tests = (300, 256, 5_000) if arguments.quick else (5_000, 512, 50_000)
     weights = train(rng, steps, batch)
     test = context, query, answer = tasks(rng, tests)
     eta = best_rate(*test)

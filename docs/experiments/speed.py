@@ -92,14 +92,17 @@ def attention(rng, n, size, repeat):
     line("time with rotation / without", rotated / once)
     line("time / a loop that works in place", once / seconds(lambda: loop_in_place(*full), repeat))
     line("twice the tokens, time", timed(double) / once)
-    line("peak memory / output", peak(lambda: chunked_attention(*full)) / full[2].nbytes)
+    for label, options in ("", {}), (" with rotation", {"rope": turned}):
+        most = peak(lambda: chunked_attention(*full, **options))
+        line("peak memory / output" + label, most / full[2].nbytes)
     for chunk in 16, 32, 64, 128, 256:
         line(f"time with chunks of {chunk} / default", timed(chunk=chunk) / once)
 
 
 def other_forms(rng, lengths, repeat):
     """The other forms of attention, and softmax, in units of chunked attention's time."""
-    print(f"\ntime / chunked attention\n{'tokens':>8}{'recurrent':>12}{'parallel':>12}{'softmax':>12}")
+    print("\ntime / chunked attention\n"
+          f"{'tokens':>8}{'recurrent':>12}{'parallel':>12}{'softmax':>12}")
     forms = chunked_attention, recurrent_attention, parallel_attention, softmax_attention
     for n in lengths:
         arguments = qkv(rng, n)
