@@ -1,8 +1,8 @@
 """Speed, as ratios within one run: attention in its forms, conversion, decoding.
 
-All in float32, 8 heads of width 64 unless said. Times are the best of several runs; memory is what
-Python's tracemalloc sees at the peak. The times in the first line are those of this machine; the
-rest are ratios, and hold on other machines, roughly.
+All in float32, 8 heads of width 64 unless said. Times are the best of several runs, and what is
+compared takes turns; memory is what Python's tracemalloc sees at the peak. The times in the first
+line are those of this machine; the rest are ratios, and hold on other machines, roughly.
 
     python docs/experiments/speed.py [--quick]
 """
@@ -43,13 +43,14 @@ def loop_in_place(q, k, v, chunk=32):
     return o
 
 
-def seconds(call, repeat):
-    """The shortest of `repeat` runs."""
-    best = np.inf
+def seconds(repeat, *calls):
+    """The shortest of `repeat` runs of each call, in turns."""
+    best = [np.inf] * len(calls)
     for _ in range(repeat):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[i] = min(best[i], time.perf_counter() - start)
     return best
 
 
@@ -76,12 +77,14 @@ def attention(rng, n, size, repeat):
     """Chunked attention over n tokens, with its options, beside a matrix product and the loop."""
     a, full, double = rng.standard_normal((size, size), np.float32), qkv(rng, n), qkv(rng, 2 * n)
     turned = partial(rope, theta=rope_frequencies(D).astype(np.float32))
-    flops = 2 * size**3 / seconds(lambda: a @ a, repeat)
-
-    def timed(arguments=full, **options):
-        return seconds(lambda: chunked_attention(*arguments, **options), repeat)
-
-    once, plain, rotated = timed(), timed(normalize=False), timed(rope=turned)
+    chunks = 16, 32, 64, 128, 256
+    product, once, plain, rotated, loop, twice, *by_chunk = seconds(
+        repeat, lambda: a @ a, lambda: chunked_attention(*full),
+        lambda: chunked_attention(*full, normalize=False),
+        lambda: chunked_attention(*full, rope=turned),
+        lambda: loop_in_place(*full), lambda: chunked_attention(*double),
+        *(partial(chunked_attention, *full, chunk=chunk) for chunk in chunks))
+    flops = 2 * size**3 / product
     print(f"matrix product, {size:,} × {size:,}: {flops / 1e9:.0f} GFLOP/s; "
           f"chunked attention, {n:,} tokens: {once * 1e3:.1f} ms\n")
     best = 8 * D * D * HEADS * n / flops           # its time at the speed of the matrix product
@@ -90,13 +93,13 @@ def attention(rng, n, size, repeat):
     line("share of the matrix product with rotation", best / rotated)
     line("time with normalizer / without", once / plain)
     line("time with rotation / without", rotated / once)
-    line("time / a loop that works in place", once / seconds(lambda: loop_in_place(*full), repeat))
-    line("twice the tokens, time", timed(double) / once)
+    line("time / a loop that works in place", once / loop)
+    line("twice the tokens, time", twice / once)
     for label, options in ("", {}), (" with rotation", {"rope": turned}):
         most = peak(lambda: chunked_attention(*full, **options))
         line("peak memory / output" + label, most / full[2].nbytes)
-    for chunk in 16, 32, 64, 128, 256:
-        line(f"time with chunks of {chunk} / default", timed(chunk=chunk) / once)
+    for chunk, t in zip(chunks, by_chunk):
+        line(f"time with chunks of {chunk} / default", t / once)
 
 
 def other_forms(rng, lengths, repeat):
@@ -106,7 +109,7 @@ def other_forms(rng, lengths, repeat):
     forms = chunked_attention, recurrent_attention, parallel_attention, softmax_attention
     for n in lengths:
         arguments = qkv(rng, n)
-        base, *others = (seconds(lambda: attend(*arguments), repeat) for attend in forms)
+        base, *others = seconds(repeat, *(partial(attend, *arguments) for attend in forms))
         print(f"{n:>8}" + "".join(f"{t / base:>12.2f}" for t in others))
 
 
@@ -117,15 +120,15 @@ def conversion(rng, lengths, repeat):
     print("\na prompt of 16 tokens after a context, 4 layers of width 256; time / prompt alone\n"
           f"{'context':>8}{'in front':>12}{'converted':>12}{'iclca/forward':>15}"
           f"{'one token more':>16}")
-    alone = seconds(lambda: forward(model, prompt), 3 * repeat)
     for m in lengths:
         context = rng.integers(0, 1000, m)
         biases, both = iclca(model, context), np.concatenate([context, prompt])
-        in_front = seconds(lambda: forward(model, both), repeat)
-        converted = seconds(lambda: forward(model, prompt, biases), 3 * repeat)
-        once = seconds(lambda: iclca(model, context), repeat)
-        passed = seconds(lambda: forward(model, context), repeat)
-        token = seconds(lambda: generate(model, prompt[:1], 1, biases), 3 * repeat)
+        alone, converted, token = seconds(
+            3 * repeat, lambda: forward(model, prompt), lambda: forward(model, prompt, biases),
+            lambda: generate(model, prompt[:1], 1, biases))
+        in_front, passed, once = seconds(
+            repeat, lambda: forward(model, both), lambda: forward(model, context),
+            lambda: iclca(model, context))
         print(f"{m:>8}{in_front / alone:>12.2f}{converted / alone:>12.2f}{once / passed:>15.2f}"
               f"{token / alone:>16.2f}")
 
