@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from iclca_ref import log_landmark_features, softmax_attend
 from linear_transformer import forward, softmax
 from llama2c import decode, draw_texts, encode, read_model, read_tokens, shapes_of, write_tiny
-from stories15m import attended_landmarks, caches, converted, main, rules
+from softmax_rules import attended_landmarks, caches, converted, rules
+from stories15m import main
 
 MODEL, TOKENS = "stories15M.bin", "tokenizer.bin"
 

@@ -13,117 +13,21 @@ import sys
 import tempfile
 import textwrap
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
-from iclca_ref import (farthest_rows, implicit_weight_update, log_landmark_features,
-                       log_random_features, merged_bias, orthogonal_projection, softmax_attend,
-                       softmax_bias)
-from linear_transformer import Bias, block, forward, mlp, rotate_at, run_layers, softmax
+from iclca_ref import implicit_weight_update, softmax_attend
+from linear_transformer import block, forward, mlp, softmax
 from llama2c import continuation, decode, draw_texts, encode, read_model, read_tokens, write_tiny
+from softmax_rules import ALL, apart, caches, converted, rules
 
-BOS, SCORED, ALL = 1, 40, 10**9
+BOS, SCORED = 1, 40
 
-
-# ---- What a context becomes: rules from its (q, k, v) and a size to a (Bias, log_features) ------
-
-def caches(model, tokens, ahead=64):
-    """Each layer's (q, k, v): keys turned to the places 1−M ... 0, the last queries to 1, 2, ...
-
-    Those queries are a guess at what the prompt, which will stand there, is going to look for.
-    """
-    def attend(q, k, v, _, rope, normalize):
-        m = k.shape[-2]
-        return softmax_attend(q, k, v, None, rope)[0], (
-            rotate_at(q[..., -ahead:, :], rope, np.arange(min(ahead, m)) + 1),
-            rotate_at(k, rope, np.arange(m) + 1 - m), v)
-
-    return run_layers(model, tokens, attend=attend)[1]
-
-
-def clusters(x, r, weight):
-    """Which of r rows, each the farthest by weight, is nearest: x (..., m, d) gives (..., m)."""
-    apart, nearest = (x * x).sum(axis=-1), np.zeros(x.shape[:-1], int)
-    for c in range(r):
-        far = (weight * apart).argmax(axis=-1)[..., None, None]
-        d = ((x - np.take_along_axis(x, far, axis=-2)) ** 2).sum(axis=-1)
-        nearest = np.where(d < apart, c, nearest)
-        apart = np.minimum(d, apart) if c else d
-    return nearest
-
-
-def attended_landmarks(q, k, v, r):
-    """A context merged into r tokens by how the queries q look at it: landmarks and their Bias.
-
-        w_j = Σ_i e^{q_i·k_j} / Z_i,    z_c = Σ_{j∈c} w_j k_j / Σ_{j∈c} w_j,
-        u_c = Σ_i e^{q_i·z_c} / Z_i,    b_KV,c = Σ_{j∈c} w_j v_j / u_c,  b_D,c = Σ_{j∈c} w_j / u_c
-
-    with Z_i = Σ_l e^{q_i·k_l}: q looks at each cluster c as much as at its keys. Exact if r = m.
-    """
-    q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
-    r, tiny = min(r, k.shape[-2]), 1e-30
-    log_z = np.logaddexp.reduce(log_landmark_features(q, k), axis=-1, keepdims=True)
-
-    def looked_at(z):    # 0.001: what nobody looks at still counts
-        return np.exp(log_landmark_features(q, z) - log_z).sum(axis=-2)[..., None] + 0.001
-
-    w = looked_at(k)
-    rows = np.concatenate([x / (np.linalg.norm(x, axis=(-2, -1), keepdims=True) + tiny)
-                           for x in (k, v)], axis=-1)
-    share = np.eye(r, dtype=k.dtype)[clusters(rows, r, w[..., 0])] * w    # (..., m, r)
-    share, total = share.swapaxes(-1, -2), share.sum(axis=-2)[..., None]
-    z = share @ k / (total + tiny)
-    return z, Bias(share @ v / looked_at(z), (total / looked_at(z))[..., 0])
-
-
-def keep(k, v, rows):
-    """Some tokens of the context as they are: rows (heads, r)."""
-    k, v = (np.take_along_axis(x, rows[..., None], axis=-2) for x in (k, v))
-    return k / k.shape[-1] ** 0.25, Bias(v, np.ones_like(v[..., 0]))
-
-
-def rules(rng, d_k):
-    """(name, m, rule), all of them: rule(q, k, v) gives landmarks, or log features, and a Bias."""
-    def most_attended(q, k, v, m):
-        attended = softmax(q @ k.swapaxes(-1, -2) / k.shape[-1] ** 0.5).sum(axis=-2)
-        return keep(k, v, np.argsort(-attended, axis=-1)[..., :m])
-
-    def farthest(q, k, v, m):
-        z = farthest_rows(k / k.shape[-1] ** 0.25, min(m, k.shape[-2]))
-        return z, merged_bias(k, v, z)
-
-    def projected(projection):
-        f = partial(log_random_features, projection=projection)
-        return lambda q, k, v: (f, softmax_bias(k, v, f))
-
-    for m in 8, 16, 32, 64, ALL:
-        yield "last kept", m, lambda q, k, v, m=m: keep(k, v, np.arange(k.shape[-2])[None, -m:])
-        yield "most attended kept", m, partial(most_attended, m=m)
-        yield "merged, farthest", m, partial(farthest, m=m)
-        yield "merged, attended", m, partial(attended_landmarks, r=m)
-    for m in 64, 256, 1024:
-        yield "random features", m, projected(rng.standard_normal((m, d_k)))
-        yield "orthogonal features", m, projected(orthogonal_projection(rng, m, d_k))
-
-
-def converted(layers, rule):
-    """The biases that `rule` makes of `caches`."""
-    made = [rule(*layer) for layer in layers]
-    return [(b, z if callable(z) else partial(log_landmark_features, landmarks=z)) for z, b in made]
-
-
-# ---- Measures -----------------------------------------------------------------------------------
 
 def logits(model, ids, biases=None):
     return forward(model, ids, biases, softmax_attend)[0]
-
-
-def apart(answer, expected):
-    """The relative error of logits."""
-    return np.linalg.norm(answer - expected) / np.linalg.norm(expected)
 
 
 def table(model, pairs, rules):
@@ -141,12 +45,18 @@ def table(model, pairs, rules):
     mean = {key: np.mean(rows, axis=0) for key, rows in found.items()}
     best = mean["in context", 0][0]
     dropped = min(mean["dropped", 0][0], mean["dropped, BOS kept", 0][0])
-    print(f"\n{len(pairs)} contexts of {min(len(c) for c, _ in pairs)} to "
-          f"{max(len(c) for c, _ in pairs)} tokens, the {SCORED} tokens after each\n\n"
-          f"{'':20}{'m':>6}{'loss':>10}{'error of logits':>18}{'kept, %':>10}")
-    for (name, m), (loss, error) in sorted(mean.items()):
-        print(f"{name:20}{m if 0 < m < ALL else 'all' if m else '':>6}{loss:>10.3f}{error:>18.1e}"
-              f"{100 * (dropped - loss) / (dropped - best):>10.1f}")
+    lengths = [len(context) for context, _ in pairs]
+    print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, {SCORED} after each")
+    for name in "in context", "dropped", "dropped, BOS kept":
+        print("{:22}error of the logits {:.2f}, loss {:.3f}".format(name, *mean[name, 0][::-1]))
+    sizes, benefit = sorted({m for _, m in mean if m}), dropped - best
+    for label, cell in (("error of the logits", lambda loss, error: f"{error:.2g}"),
+                        ("loss", lambda loss, error: f"{loss:.3f}"),
+                        ("kept, %", lambda loss, _: f"{100 * (dropped - loss) / benefit:.1f}")):
+        print(f"\n{label:22}" + "".join(f"{'all' if m == ALL else f'm = {m}':>10}" for m in sizes))
+        for name in sorted({name for name, m in mean if m}):
+            cells = (cell(*mean[name, m]) if (name, m) in mean else "" for m in sizes)
+            print(f"{name:22}" + "".join(f"{text:>10}" for text in cells))
 
 
 def patch(model, context, others):

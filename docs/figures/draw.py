@@ -164,7 +164,7 @@ def softmax_conversion():
 
 def benefit_kept():
     """stories15M, percent of the context's benefit kept: by rule and number m of landmarks."""
-    lines = results("stories15M", "[^\n]*m = ")
+    lines = results("stories15M", "kept, %")
     return chart(lines, "percent of the benefit kept", "m", log="", right=230)
 
 
