@@ -106,11 +106,10 @@ def linear_recurrence(q, A, B, state):
         Gated DeltaNet (Yang et al. 2025)        α_i (I − β k kᵀ)           β k vᵀ
         Kimi Delta Attention (2025)              (I − β k kᵀ) diag(a_i)     β k vᵀ
 
-    Rotation is R_{−1}, whatever the position, because the state is seen from the token that reads
-    it: before each token it turns one place back, and R_iᵀ R_j = R_{j−i}. For DeltaNet the state
-    is a weight matrix in training, one step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k),
-    A (..., n, d_k, d_k), B (..., n, d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and
-    the state after the last token.
+    Rotation is R_{−1} at every position because the state is seen from the token that reads it: it
+    turns one place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix in
+    training, one step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k),
+    B (..., n, d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and the last state.
     """
     check_shapes("q:nk A:nkk B:nkv state?:kv", q, A, B, state)
     state = np.array(np.broadcast_to(state, (*B.shape[:-3], *B.shape[-2:])))
@@ -151,7 +150,7 @@ def lin_attn(V, K, q):
     """Linear attention without a normalizer, Σ_i v_i (k_i·q): V Kᵀ q in the review (columns).
 
     V (..., n, d_v), K (..., n, d_k); q is one query (d_k,), or rows (..., r, d_k) with the leading
-    axes of K and V, which may leave theirs out. Gives (..., d_v) or (..., r, d_v). Review Eq 1.
+    axes of K and V, which may leave theirs out. Source: review Eq 1.
 
     >>> lin_attn(V=np.array([[1, 0], [0, 1]]), K=np.array([[1, 2], [3, 4]]), q=np.array([1, 1]))
     array([3, 7])
@@ -202,10 +201,6 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=mean_squared_gradient):
     the trained layer at any x. gradient(outputs, Y) is the loss's gradient at the outputs (n,
     d_out), by default that of 1/(2n) Σ ‖W x_i − y_i‖². Raises ValueError for no data and a
     negative number of steps. Source: review Eq 2-4; von Oswald et al. Eq 2-3.
-
-    >>> X = Y = np.array([[1.0], [2.0]])
-    >>> gradient_descent(np.zeros((1, 1)), X, Y, eta=0.4)[0]
-    array([[1.]])
     """
     check_shapes("W0:oi X:ni Y:no", W0, X, Y)
     if W0.ndim != 2 or not len(X) or steps < 0:
@@ -223,10 +218,6 @@ def kernel_prediction(alpha, X, x, kernel):
 
     alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in); kernel takes two vectors (d_in,) and
     returns a number. Returns (...,) or (..., d_out). Source: Aizerman et al. 1964.
-
-    >>> one = np.array([[1.0, 1.0]])
-    >>> kernel_prediction(np.array([[2.0]]), one, np.array([3.0, 4.0]), lambda a, b: (a @ b)**2)
-    array([98.])
     """
     check_shapes("X:ni alpha:n" if alpha.ndim == 1 else "X:ni alpha:no", X, alpha)
     if X.ndim != 2 or x.shape[-1:] != X.shape[-1:]:
@@ -238,16 +229,14 @@ def kernel_prediction(alpha, X, x, kernel):
 def icl_weight_update(context, w_k, w_v):
     """Dai et al.'s ΔW_ICL = Σ_i W_V x'_i ⊗ W_K x'_i: demonstrations as a weight update.
 
-    context (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v) to (..., d_v, d_k); the
-    paper's W_K and W_V are transposed, its tokens are columns. Relaxed attention over
-    [demonstrations; query tokens] is (W_ZSL + ΔW_ICL) q, with W_ZSL the same sum over the query
-    tokens. Source: Dai et al. §3.
+    context (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v), the paper's transposed, to
+    (..., d_v, d_k). Relaxed attention over [demonstrations; query tokens] is (W_ZSL + ΔW_ICL) q,
+    with W_ZSL the same sum over the query tokens. Source: Dai et al. §3.
     """
     return weight_update(context @ w_v, context @ w_k)
 
 
 # ---- Layers that descend a gradient (von Oswald et al., ICML 2023) ------------------------------
-#
 # Regression tokens e_j = (x_j, y_j) are rows (..., n, d_in + d_out). The paper writes tokens as
 # columns; its matrices keep their shapes here and are applied to rows as e @ W.T.
 
@@ -353,10 +342,6 @@ def implicit_weight_update(w, z, z_in_context):
     it, if z and z_C are its inputs without and with the context. Rank one, and the smallest such
     ΔW in Frobenius norm. It depends on the query token, which ICLCA's biases do not. w (d_out, d),
     z and z_in_context (d,). Raises ValueError if z is 0. Source: Dherin et al. 2025.
-
-    >>> implicit_weight_update(np.eye(2), z=np.array([1.0, 0.0]), z_in_context=np.array([1.0, 3.0]))
-    array([[0., 0.],
-           [3., 0.]])
     """
     check_shapes("w:od z:d z_in_context:d", w, z, z_in_context)
     if z @ z == 0:
@@ -365,11 +350,9 @@ def implicit_weight_update(w, z, z_in_context):
 
 
 # ---- Softmax attention, approximately (ICLAA) ---------------------------------------------------
-#
-# exp(q·k) is a product of features φ(q)·φ(k) too, but of infinitely many. With finitely many the
-# context, and only the context, is approximated; the prompt's tokens see one another exactly.
-# Features see q and k divided by d_k^(1/4), so that q·k is the score, and are given by their
-# logarithms, since exp(q·k) overflows and its logarithm does not.
+# exp(q·k) is a product of infinitely many features. With finitely many the context, and only the
+# context, is approximated. Features see q and k divided by d_k^(1/4), so that q·k is the score, and
+# are given by their logarithms, since exp(q·k) overflows and its logarithm does not.
 
 def orthogonal_projection(rng, m, d):
     """m random directions (m, d), orthogonal in each block of d, as long as independent normals.
@@ -424,8 +407,7 @@ def farthest_rows(k, r):
 def softmax_bias(k, v, log_features):
     """The biases that stand for a context: b_KV = Σ_j φ(k_j) v_jᵀ, b_D = Σ_j φ(k_j).
 
-    k (..., m, d_k), v (..., m, d_v) as attention has them: the scale is applied here; returns
-    Bias(kv (..., r, d_v), d (..., r)). Source: §5, Eq 18.
+    k (..., m, d_k), not yet scaled, and v (..., m, d_v) give r features. Source: §5, Eq 18.
     """
     return attention_bias(np.exp(log_features(k / k.shape[-1] ** 0.25)), v)
 
@@ -435,9 +417,8 @@ def merged_bias(k, v, landmarks):
 
         b_KV = Σ_j e_{z(j)} v_jᵀ,    b_D = Σ_j e_{z(j)},    to go with φ(q) = exp(Z q)
 
-    Positive, so no denominator vanishes; exact when every key is a landmark. k (..., m, d_k), v
-    (..., m, d_v), landmarks Z (..., r, d_k), such as `farthest_rows` of k / d_k^(1/4). Ours, as
-    the merging of key-value caches does it.
+    Positive, so no denominator vanishes; exact when every key is a landmark. k (..., m, d_k), not
+    yet scaled, v (..., m, d_v), Z (..., r, d_k), such as `farthest_rows` of k / d_k^(1/4). Ours.
     """
     check_shapes("k:md v:mv landmarks?:rd", k, v, landmarks)
     apart = k[..., :, None, :] / k.shape[-1] ** 0.25 - landmarks[..., None, :, :]
@@ -451,8 +432,7 @@ def similarity_attention(similarity, phi_q, v, bias):
         o_i = (Σ_{j≤i} sim(q_i, k_j) v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} sim(q_i, k_j) + φ(q_i)ᵀ b_D)
 
     similarity (..., n, n) with zeros above the diagonal, phi_q (..., n, r), v (..., n, d_v), bias
-    of width r. Exact if sim(q, k) = φ(q)·φ(k). Raises ValueError for a denominator of 0. Source:
-    §5, Eq 17.
+    of width r. Exact if sim(q, k) = φ(q)·φ(k). Refuses a denominator of 0. Source: §5, Eq 17.
     """
     check_shapes("v:nv similarity:nn phi_q:nr", v, similarity, phi_q)
     b_kv, b_d = Bias.start(phi_q, v, bias)
@@ -465,10 +445,9 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
         o_i = (Σ_{j≤i} e^{q_i·k_j} v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} e^{q_i·k_j} + φ(q_i)ᵀ b_D)
 
-    with q·k / √d_k for q·k. This is `similarity_attention`, computed so that nothing overflows:
-    feature a is one more token, with the score log φ_a(q) + log b_D,a and the value b_KV,a /
-    b_D,a, and softmax does the rest. q, k (..., n, d_k), v (..., n, d_v); returns o (..., n, d_v).
-    Raises ValueError if an entry of b_D is negative. Source: §5, Eq 17.
+    with q·k / √d_k for q·k. This is `similarity_attention`, but nothing overflows: feature a is one
+    more token, of score log φ_a(q) + log b_D,a and value b_KV,a / b_D,a, and softmax does the rest.
+    q, k (..., n, d_k), v (..., n, d_v). Raises ValueError for a negative b_D. Source: §5, Eq 17.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
@@ -496,11 +475,9 @@ def iclaa(model, tokens, convert):
 
     forward(model, prompt, iclaa(model, tokens, convert), softmax_attend) approximates the logits
     with the context in front; model.phi must be `identity`. convert(k, v) makes one layer's pair
-    of the context's keys and values (heads, m, ...): with W fixed and f =
-    partial(log_random_features, projection=W), lambda k, v: (softmax_bias(k, v, f), f); or
-    `merged_landmarks`. As in Theorem 4.5 the context keeps its places 1−M ... 0 (its keys are
-    turned by R_{j−M}) and the prompt counts from 1, which only relative positions allow
-    (Assumption 4.3). Raises as `run_layers` does. Source: §5 and Appendix D.
+    of the context's keys and values (heads, m, ...), such as (softmax_bias(k, v, f), f) with f =
+    partial(log_random_features, projection=W). As in Theorem 4.5 the context's keys are turned to
+    the places 1−M ... 0, which only relative positions allow (Assumption 4.3). Source: §5, App D.
     """
     def attend(q, k, v, _, rope, normalize):
         o, _ = softmax_attend(q, k, v, None, rope)
@@ -516,5 +493,5 @@ if __name__ == "__main__":
     expected, biases = forward(model, text)[0][60:], iclca(model, text[:60])
     for name, start in ("converted", biases), ("dropped", None):
         apart = abs(forward(model, text[60:], start)[0] - expected).max()
-        print(f"context {name}: the logits differ from those in context by at most {apart:.1e}")
+        print(f"context {name}: the logits are {apart:.1e} from those in context")
     print("a text that becomes weights: python docs/text_to_weights.py")

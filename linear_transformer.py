@@ -8,8 +8,7 @@ a product of features, φ(q)·φ(k), and then the sum over earlier tokens is tak
 so a layer remembers all that it has read in one matrix s and one vector z. This file holds that
 attention in three forms (token by token, all at once, in chunks) and the transformer around it.
 The recurrence may start from any state: such a start is a `Bias`, and iclca_ref.py computes the
-Bias that stands for a whole context. A model is data (NamedTuples of arrays) and functions, no
-hidden state.
+Bias that stands for a whole context. A model is data and functions, without hidden state.
 
 Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
@@ -22,10 +21,9 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
     R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
-Arithmetic comes from the input: float32 gives float32, object arrays of fractions.Fraction (or of
-any exact ring) give the same. Integers must be wide enough for the sums: int8 features wrap
-around. Arrays whose shapes do not fit raise ValueError with the shapes, from `check_shapes` or
-from NumPy. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+Arithmetic comes from the input: float32 gives float32, object arrays of Fractions or of any exact
+ring give the same; integers must be wide enough for the sums (int8 wraps around). Shapes that do
+not fit raise ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -94,10 +92,7 @@ def softmax(x):
 # ---- Rotary position embedding (Su et al. 2021; ICLCA Eq 12) ------------------------------------
 
 def rope_frequencies(d, base=10_000.0):
-    """RoFormer's frequencies θ_m = base^(−2m/d), m = 0 ... d/2 − 1, in radians per token: (d/2,).
-
-    Raises ValueError if d is odd.
-    """
+    """RoFormer's frequencies θ_m = base^(−2m/d), m < d/2, in radians per token: (d/2,), d even."""
     if d % 2:
         raise ValueError(f"d must be even to rotate pairs, got {d}")
     return base ** (-np.arange(0, d, 2) / d)
@@ -109,10 +104,8 @@ def rope(positions, theta):
     The angles are computed in float64, because a float32 angle at position 10,000 is off by 0.0005;
     the results have theta's floating type.
 
-    >>> rope(np.array([0, 1, -1]), np.array([np.pi / 2]))[1]
-    array([[ 0.],
-           [ 1.],
-           [-1.]])
+    >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
+    array([ 1., -1.])
     """
     angles = np.multiply.outer(positions, theta)  # whole numbers times float32 are float64
     dtype = np.result_type(theta, np.float16)      # theta's own, or float64 for integers
@@ -323,8 +316,8 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
 def embed_tokens(model, tokens, biases=None):
     """The rows of model.embed for `tokens` (..., n), and one Bias or None per layer.
 
-    Raises TypeError if the tokens are not integers, IndexError if one is outside the vocabulary,
-    ValueError for more than model.max_length, or if there is not one bias per layer.
+    Raises TypeError for tokens that are no integers, IndexError for one outside the vocabulary, and
+    ValueError for more than model.max_length or other than one bias per layer.
     """
     tokens = np.asarray(tokens)
     if tokens.size == 0:
@@ -332,8 +325,7 @@ def embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be an array of integers, got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
-                         f"got {tokens.min()} to {tokens.max()}")
+        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, got {tokens.tolist()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -353,9 +345,8 @@ def run_layers(model, tokens, biases=None, attend=chunked_attention):
 def forward(model, tokens, biases=None, attend=chunked_attention):
     """The model: tokens (..., n) to logits (..., n, vocab_size), and the layers' states.
 
-    `biases` is what the layers start from, one Bias per layer: the state after earlier tokens, or a
-    context converted by `iclca`. None starts from nothing. Raises as `embed_tokens` does, and
-    ValueError for no tokens.
+    `biases` is what each layer starts from: the state after earlier tokens, or a context converted
+    by `iclca`; None: nothing. Raises as `embed_tokens` does, and ValueError for no tokens.
     """
     x, biases = run_layers(model, tokens, biases, attend)
     if x.shape[-2] == 0:
@@ -366,9 +357,10 @@ def forward(model, tokens, biases=None, attend=chunked_attention):
 def generate(model, tokens, n, biases=None):
     """Greedy decoding: the n tokens (n,) that continue `tokens` (m,), one step per new token.
 
-    Logits closer than 1,000 eps of the largest count as equal, and then the smallest token wins, so
-    that the order of a sum does not break ties. Raises as `forward` does, and ValueError for a
-    negative n, tokens of another shape, and logits that are not finite numbers.
+    Logits within 1,000 eps of the largest count as equal, and then the smallest token wins, so
+    that the order of a sum breaks no tie (unless all logits are rounding noise around 0). Raises
+    as `forward` does, and ValueError for a negative n, tokens of another shape, and logits that
+    are not finite numbers.
     """
     if n < 0 or np.ndim(tokens) != 1:
         raise ValueError(f"tokens must be (m,) and n at least 0, got {np.shape(tokens)}, n = {n}")
@@ -387,14 +379,9 @@ def generate(model, tokens, n, biases=None):
 def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, dtype=np.float64):
     """A model with independent normal weights of variance 1 / fan-in, elu + 1 features, and RoPE.
 
-    The 2·n_layers matrices that write to the residual stream are divided by √(2·n_layers), as in
-    GPT-2, so that the stream does not grow with depth. rng is a numpy.random.Generator; d_ff is
-    4·d_model if None, 0 leaves the MLPs out. Raises ValueError if the heads do not divide d_model
-    into even widths.
-
-    >>> model = random_transformer(np.random.default_rng(0), 50, d_model=16, n_layers=2, n_heads=4)
-    >>> forward(model, [3, 1, 4])[0].shape
-    (3, 50)
+    The matrices that write to the residual stream are divided by √(2·n_layers), as in GPT-2, so
+    that it does not grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0
+    for no MLPs. Raises ValueError if the heads do not divide d_model into even widths.
     """
     if d_model % (2 * n_heads):
         raise ValueError(f"n_heads = {n_heads} must divide d_model = {d_model} into even widths")
