@@ -130,7 +130,7 @@ def main(argv=None):
     show("in context", [*context, *rest[:3]])
     for name, m, rule in every_rule:
         if m in (16, 256):
-            show(f"{name}, {m}", rest[:3], converted(caches(model, context), rule))
+            show(f"{m}, {name}", rest[:3], converted(caches(model, context), rule))
     show("dropped", rest[:3])
     table(model, pairs, every_rule)
     patch(exact, context, rest)
