@@ -30,11 +30,10 @@ def apart(found, expected):
 
 def read(run, tokens, *cuts):
     """The outputs for tokens (batch, n) cut into pieces, the state handed on."""
-    outputs, state = [], None
+    calls = [(None, None)]
     for piece in np.split(tokens, cuts, axis=1):
-        o, state = run(piece, state)
-        outputs.append(o)
-    return np.concatenate(outputs, axis=1)
+        calls.append(run(piece, calls[-1][1]))
+    return np.concatenate([o for o, _ in calls[1:]], axis=1)
 
 
 def differences(run, tokens, p):
@@ -56,7 +55,7 @@ def check(run, tokens, splits, limit):
     for law in filter(None, tried[splits[0]]):
         bad = [p for p in splits if not tried[p][law] <= limit]
         off = tried[(bad or splits)[0]]
-        hints = {"rows mixed": "rows" in law, "in place": "used" in law, "digits": off[law] < 1e-3,
+        hints = {"mixed": "rows" in law, "in place": "used" in law, "few digits": off[law] < 1e-3,
                  "state dropped": off[""] <= limit, "right one by one": off["one by one"] <= limit}
         guess = ", ".join(hint for hint in hints if hints[hint]) or "position? normalizer?"
         yield law, max(tried[p][law] for p in splits), guess if bad else "holds", bad
