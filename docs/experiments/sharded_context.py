@@ -19,7 +19,6 @@ from time import perf_counter
 
 import numpy as np
 
-resource = None if sys.platform == "win32" else import_module("resource")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from iclca_ref import attention_bias, iclca
 from linear_transformer import Bias, block, random_transformer, run_layers
@@ -66,25 +65,25 @@ def convert(model, shards, executor, streams, biases=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2 shards, 2,000 tokens")
+    parser.add_argument("--quick", action="store_true", help="2 shards, 1,000 tokens")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--shards", type=int, nargs="+", default=[4, 2, 1], help="most first")
     options = parser.parse_args(argv)
-    n, counts = (2_000, [2]) if options.quick else (options.tokens, options.shards)
+    n, counts = (1_000, [2]) if options.quick else (options.tokens, options.shards)
     model, found = random_transformer(np.random.default_rng(0), 1000, 64, 4, 4, dtype="f"), []
     tokens = np.random.default_rng(1).integers(0, 1000, n)
     for count in counts:
         start = perf_counter()
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, TemporaryDirectory() as a:
-            found.append(convert(model, np.array_split(tokens, count), pool, Folder(a)))
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3 if resource else np.nan
-        print(f"{count} shards: {perf_counter() - start:.1f} s, largest worker {peak:.0f} MB")
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as ex, TemporaryDirectory() as at:
+            found.append(convert(model, np.array_split(tokens, count), ex, Folder(at)))
+        peak = import_module("resource").getrusage(-1).ru_maxrss if sys.platform == "linux" else 0
+        print(f"{count} shards: {perf_counter() - start:.1f} s; largest worker {peak / 1e3:.0f} MB")
     start, expected = perf_counter(), iclca(model, tokens)
     off = max(abs(a.kv - b.kv).max() / abs(b.kv).max() for x in found for a, b in zip(x, expected))
     print(f"unsharded, {n:,} tokens: {perf_counter() - start:.1f} s; Biases differ by {off:.0e}")
     start, b = perf_counter(), expected[0]
     scan([n] * 1000, [b] * 1000, b, partial(model.rope, theta=model.layers[0].theta))
-    print(f"scan of 1,000 Biases of {b.kv.nbytes + b.d.nbytes} bytes: {perf_counter() - start:.3f} s")
+    print(f"scan of 1,000 Biases, {b.kv.nbytes + b.d.nbytes} bytes: {perf_counter() - start:.3f} s")
 
 
 if __name__ == "__main__":
