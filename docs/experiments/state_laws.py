@@ -39,12 +39,11 @@ def read(run, tokens, *cuts):
 def differences(run, tokens, p):
     """How far each law is off for two texts (2, n) cut after p tokens; "": from no state."""
     one, rest, whole = tokens[:1], tokens[:1, p:], run(tokens[:1], None)[0]
-    cut, by_one = read(run, one, p), read(run, one, *range(p, one.shape[1]))
-    state = run(one[:, :p], None)[1]
-    first, _, again = [run(*x)[0] for x in ((rest, state), (tokens[1:], None), (rest, state))]
-    return {"rest of one token": apart(by_one[:, p], whole[:, p]),
+    cut, ones, s = read(run, one, p), read(run, one, *range(p, one.size)), run(one[:, :p], None)[1]
+    first, _, again = [run(*call)[0] for call in ((rest, s), (tokens[1:], None), (rest, s))]
+    return {"rest of one token": apart(ones[:, p], whole[:, p]),
             "rest of several": apart(cut, whole), "": apart(cut[:, p:], run(rest, None)[0]),
-            "one by one": apart(by_one, whole), "state used twice": apart(again, first),
+            "one by one": apart(ones, whole), "state used twice": apart(again, first),
             "resumed twice": apart(read(run, one, p, p + 2), whole),
             "batch rows": apart(read(run, tokens[::-1], p)[1:], cut)}
 
@@ -56,7 +55,8 @@ def check(run, tokens, splits, limit):
         bad = [p for p in splits if not tried[p][law] <= limit]
         off = tried[(bad or splits)[0]]
         hints = {"mixed": "rows" in law, "in place": "used" in law, "few digits": off[law] < 1e-3,
-                 "state dropped": off[""] <= limit, "right one by one": off["one by one"] <= limit}
+                 "state dropped": "one" not in law and off[""] <= limit,
+                 "right one by one": off["one by one"] <= limit}
         guess = ", ".join(hint for hint in hints if hints[hint]) or "position? normalizer?"
         yield law, max(tried[p][law] for p in splits), guess if bad else "holds", bad
 
