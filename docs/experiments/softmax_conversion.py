@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from iclca_ref import (farthest_rows, gaussian_projection, iclaa, landmark_features, orthogonal_projection, random_features,
-                       softmax_attend)
+from iclca_ref import (farthest_rows, iclaa, log_landmark_features, log_random_features,
+                       merged_bias, orthogonal_projection, softmax_attend, softmax_bias)
 from linear_transformer import forward, identity, random_transformer
 
 M, N, LAYERS, HEADS, D_MODEL = 64, 16, 4, 4, 64
@@ -34,12 +34,22 @@ def softmax_transformer(rng, sharpness):
         for layer in model.layers))
 
 
-def makers(rng, kind, m):
-    """features_of for `iclaa`."""
+def relative_error(logits, expected):
+    """‖logits − expected‖ / ‖expected‖."""
+    return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+
+
+def converter(kind, m, d_k, rng):
+    """`convert` for `iclaa`: m of the keys as landmarks, or m random or orthogonal features."""
+    def landmarks(k, v):
+        z = farthest_rows(k / k.shape[-1] ** 0.25, min(m, k.shape[-2]))
+        return merged_bias(k, v, z), partial(log_landmark_features, landmarks=z)
+
     if kind == "landmark":
-        return lambda k: landmark_features(farthest_rows(k, m))
-    projection = dict(random=gaussian_projection, orthogonal=orthogonal_projection)[kind](rng, m, D_MODEL // HEADS)
-    return lambda k: partial(random_features, projection=projection)
+        return landmarks
+    w = rng.standard_normal((m, d_k)) if kind == "random" else orthogonal_projection(rng, m, d_k)
+    features = partial(log_random_features, projection=w)
+    return lambda k, v: (softmax_bias(k, v, features), features)
 
 
 def errors(rng, sharpness, sizes):
@@ -48,14 +58,14 @@ def errors(rng, sharpness, sizes):
     expected = forward(model, text, attend=softmax_attend)[0][M:]
 
     def error(biases):
-        logits = forward(model, text[M:], biases, softmax_attend)[0]
-        return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+        return relative_error(forward(model, text[M:], biases, softmax_attend)[0], expected)
 
     found = {("dropped", 0): error(None)}
     for kind in "random", "orthogonal", "landmark":
         for m in sizes:
             if kind != "landmark" or m <= M:
-                found[kind, m] = error(iclaa(model, text[:M], makers(rng, kind, m)))
+                convert = converter(kind, m, D_MODEL // HEADS, rng)
+                found[kind, m] = error(iclaa(model, text[:M], convert))
     return found
 
 
