@@ -41,16 +41,16 @@ def clusters(x, r, weight):
     return nearest
 
 
-def attended_landmarks(q, k, v, r):
-    """A context merged into r tokens by how the queries q look at it: landmarks and their Bias.
+def attended_landmarks(q, k, v, m):
+    """A context merged into m tokens by how the queries q look at it: landmarks and their Bias.
 
         w_j = Σ_i e^{q_i·k_j} / Z_i,    z_c = Σ_{j∈c} w_j k_j / Σ_{j∈c} w_j,
         u_c = Σ_i e^{q_i·z_c} / Z_i,  b_KV,c = Σ_{j∈c} w_j v_j / u_c,  b_D,c = Σ_{j∈c} w_j / u_c
 
-    with Z_i = Σ_l e^{q_i·k_l}: q looks at each cluster c as much as at its keys. Exact if r = m.
+    with Z_i = Σ_l e^{q_i·k_l}: q looks at each cluster c as much as at its keys. Exact if m is all of them.
     """
     q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
-    r, tiny = min(r, k.shape[-2]), 1e-30
+    m, tiny = min(m, k.shape[-2]), 1e-30
     log_z = np.logaddexp.reduce(log_landmark_features(q, k), axis=-1, keepdims=True)
 
     def looked_at(z):    # 0.001: what nobody looks at still counts
@@ -59,7 +59,7 @@ def attended_landmarks(q, k, v, r):
     w = looked_at(k)
     rows = np.concatenate([x / (np.linalg.norm(x, axis=(-2, -1), keepdims=True) + tiny)
                            for x in (k, v)], axis=-1)
-    share = np.eye(r, dtype=k.dtype)[clusters(rows, r, w[..., 0])] * w    # (..., m, r)
+    share = np.eye(m, dtype=k.dtype)[clusters(rows, m, w[..., 0])] * w    # (..., n, m)
     share, total = share.swapaxes(-1, -2), share.sum(axis=-2)[..., None]
     z = share @ k / (total + tiny)
     return z, Bias(share @ v / looked_at(z), (total / looked_at(z))[..., 0])
@@ -71,28 +71,35 @@ def keep(k, v, rows):
     return k / k.shape[-1] ** 0.25, Bias(v, np.ones_like(v[..., 0]))
 
 
-def rules(rng, d_k):
-    """(name, m, rule), all of them: rule(q, k, v) gives landmarks, or log features, and a Bias."""
-    def most_attended(q, k, v, m):
-        attended = softmax(q @ k.swapaxes(-1, -2) / k.shape[-1] ** 0.5).sum(axis=-2)
-        return keep(k, v, np.argsort(-attended, axis=-1)[..., :m])
+def last_kept(q, k, v, m):
+    """The last m tokens of the context as they are."""
+    return keep(k, v, np.arange(k.shape[-2])[None, -m:])
 
-    def farthest(q, k, v, m):
-        z = farthest_rows(k / k.shape[-1] ** 0.25, min(m, k.shape[-2]))
-        return z, merged_bias(k, v, z)
 
-    def projected(projection):
-        f = partial(log_random_features, projection=projection)
-        return lambda q, k, v: (f, softmax_bias(k, v, f))
+def most_attended_kept(q, k, v, m):
+    """The m tokens, in each head, that the queries attend to most, as they are."""
+    attended = softmax(q @ k.swapaxes(-1, -2) / k.shape[-1] ** 0.5).sum(axis=-2)
+    return keep(k, v, np.argsort(-attended, axis=-1)[..., :m])
 
-    for m in 8, 16, 32, 64, ALL:
-        yield "last kept", m, lambda q, k, v, m=m: keep(k, v, np.arange(k.shape[-2])[None, -m:])
-        yield "most attended kept", m, partial(most_attended, m=m)
-        yield "merged, farthest", m, partial(farthest, m=m)
-        yield "merged, attended", m, partial(attended_landmarks, r=m)
-    for m in 64, 256, 1024:
-        yield "random features", m, projected(rng.standard_normal((m, d_k)))
-        yield "orthogonal features", m, projected(orthogonal_projection(rng, m, d_k))
+
+def farthest_landmarks(q, k, v, m):
+    """Each key counted at the nearest of m keys that are far apart: `merged_bias`."""
+    z = farthest_rows(k / k.shape[-1] ** 0.25, min(m, k.shape[-2]))
+    return z, merged_bias(k, v, z)
+
+
+MERGED = {"last kept": last_kept, "most attended kept": most_attended_kept,
+          "merged, farthest": farthest_landmarks, "merged, attended": attended_landmarks}
+RANDOM = {"random features": lambda rng, *size: rng.standard_normal(size),
+          "orthogonal features": orthogonal_projection}
+
+
+def rule(name, m, d_k, rng):
+    """The rule of that name: rule(q, k, v) gives landmarks, or log features, and a Bias."""
+    if name in MERGED:
+        return partial(MERGED[name], m=m)
+    features = partial(log_random_features, projection=RANDOM[name](rng, m, d_k))
+    return lambda q, k, v: (features, softmax_bias(k, v, features))
 
 
 def converted(layers, rule):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from iclca_ref import log_landmark_features, softmax_attend
 from linear_transformer import forward, softmax
 from llama2c import decode, draw_texts, encode, read_model, read_tokens, shapes_of, write_tiny
-from softmax_rules import attended_landmarks, caches, converted, rules
+from softmax_rules import ALL, MERGED, RANDOM, attended_landmarks, caches, converted, rule
 from stories15m import main
 
 MODEL, TOKENS = "stories15M.bin", "tokenizer.bin"
@@ -155,10 +155,21 @@ def test_every_rule_that_keeps_all_landmarks_is_exact_and_the_same_rule_with_few
     ids = draw_texts(model, np.random.default_rng(1), 1, 30)[0]
     expected = forward(model, ids, attend=softmax_attend)[0][20:]
     layers = caches(model, ids[:20])
-    for name, m, rule in rules(np.random.default_rng(2), 8):
-        if "features" not in name and m in (8, 10**9):
-            answer = forward(model, ids[20:], converted(layers, rule), softmax_attend)[0]
-            assert (abs(answer - expected).max() < 1e-5) == (m == 10**9), (name, m)
+    for name in MERGED:
+        for m in 8, ALL:
+            biases = converted(layers, rule(name, m, 8, None))
+            answer = forward(model, ids[20:], biases, softmax_attend)[0]
+            assert (abs(answer - expected).max() < 1e-5) == (m == ALL), (name, m)
+
+
+def test_random_features_are_of_the_kind_and_the_number_that_the_rule_names():
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 6, 8))
+    for name in RANDOM:
+        features, bias = rule(name, 8, 8, np.random.default_rng(1))(q, k, v)
+        w = features.keywords["projection"]
+        assert bias.kv.shape == (2, 8, 8) and w.shape == (8, 8)
+        gram = w @ w.T / np.multiply.outer(*[np.linalg.norm(w, axis=1)] * 2)
+        assert np.allclose(gram, np.eye(8)) == (name == "orthogonal features")
 
 
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -175,8 +186,7 @@ def test_attended_landmarks_are_looked_at_as_much_as_their_keys(m, n, r, seed):
 
 def test_the_most_attended_tokens_are_those_with_the_largest_sum_of_attention():
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, 6, 4))
-    rule = next(rule for name, m, rule in rules(np.random.default_rng(0), 4) if "most" in name)
-    z, bias = rule.func(q, k, v, m=1)
+    z, bias = MERGED["most attended kept"](q, k, v, m=1)
     p = np.exp(q[0] @ k[0].T / 2)
     assert (bias.kv[0, 0] == v[0, (p / p.sum(axis=1, keepdims=True)).sum(axis=0).argmax()]).all()
 

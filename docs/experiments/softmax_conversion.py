@@ -2,8 +2,8 @@
 
 Random softmax transformers (4 layers, 4 heads of width 16, float32), 64 context tokens and 16
 prompt tokens, at three sharpnesses: the standard deviation of the attention scores in the first
-layer. Three kinds of features: random ones, i.i.d. or orthogonal, and merged landmarks, where each
-key is counted at the nearest of m keys. The residual branches have their full size here, not the
+layer. Random features, i.i.d. or orthogonal, and two ways of merging keys (docs/softmax_rules.py): at
+the nearest of m keys (landmark), and by how they are attended to. The residual branches have their full size here, not the
 damped one of `random_transformer`, so that the context matters. Mean over random models and texts
 of ‖logits − logits in context‖ / ‖logits in context‖ on the prompt.
 
@@ -13,18 +13,19 @@ of ‖logits − logits in context‖ / ‖logits in context‖ on the prompt.
 import argparse
 import math
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from iclca_ref import (farthest_rows, iclaa, log_landmark_features, log_random_features,
-                       merged_bias, orthogonal_projection, softmax_attend, softmax_bias)
+sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+from iclca_ref import softmax_attend
 from linear_transformer import forward, identity, random_transformer
+from softmax_rules import RANDOM, apart, caches, converted, rule
 
 M, N, LAYERS, HEADS, D_MODEL = 64, 16, 4, 4, 64
 SHARPNESSES = 0.25, 0.8, 3.0
+KINDS = {"random": "random features", "orthogonal": "orthogonal features",
+         "landmark": "merged, farthest", "attended": "merged, attended"}
 
 
 def softmax_transformer(rng, sharpness):
@@ -37,42 +38,19 @@ def softmax_transformer(rng, sharpness):
         for layer in model.layers))
 
 
-def landmarks(k, m):
-    """The m rows (..., m, d_k) at which the keys k (..., n, d_k) are counted."""
-    return farthest_rows(k / k.shape[-1] ** 0.25, m)
-
-
-def conversion(rng, kind, m):
-    """`convert` of `iclaa` with m features: a layer's keys and values to (Bias, log_features)."""
-    def merged(k, v):
-        z = landmarks(k, m)
-        return merged_bias(k, v, z), partial(log_landmark_features, landmarks=z)
-
-    def projected(k, v):
-        features = partial(log_random_features, projection=w)
-        return softmax_bias(k, v, features), features
-
-    if kind == "landmark":
-        return merged
-    size = m, D_MODEL // HEADS
-    w = orthogonal_projection(rng, *size) if kind == "orthogonal" else rng.standard_normal(size)
-    return projected
-
-
 def errors(rng, sharpness, sizes):
     """Relative errors of one random model: {(kind, m): error}, and ("dropped", 0)."""
     model, text = softmax_transformer(rng, sharpness), rng.integers(0, 100, M + N)
     expected = forward(model, text, attend=softmax_attend)[0][M:]
 
     def error(biases):
-        logits = forward(model, text[M:], biases, softmax_attend)[0]
-        return float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+        return apart(forward(model, text[M:], biases, softmax_attend)[0], expected)
 
-    found = {("dropped", 0): error(None)}
-    for kind in "random", "orthogonal", "landmark":
+    found, layers = {("dropped", 0): error(None)}, caches(model, text[:M])
+    for kind, name in KINDS.items():
         for m in sizes:
-            if kind != "landmark" or m <= M:
-                found[kind, m] = error(iclaa(model, text[:M], conversion(rng, kind, m)))
+            if name in RANDOM or m <= M:
+                found[kind, m] = error(converted(layers, rule(name, m, D_MODEL // HEADS, rng)))
     return found
 
 
@@ -89,7 +67,7 @@ def main(argv=None):
         runs = [errors(rng, sharpness, sizes) for _ in range(models)]
         mean = {key: np.mean([run[key] for run in runs]) for key in runs[0]}
         print(f"{sharpness:>9}  {'dropped':<12}{mean['dropped', 0]:>10.3f}")
-        for kind in "random", "orthogonal", "landmark":
+        for kind in KINDS:
             row = [mean[kind, m] for m in sizes if (kind, m) in mean]
             print(f"{sharpness:>9}  {kind:<12}"
                   + "".join(f"{e:>10.3f}" if e > 5e-4 else f"{e:>10.0e}" for e in row))

@@ -21,7 +21,7 @@ sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
 from iclca_ref import implicit_weight_update, softmax_attend
 from linear_transformer import block, forward, mlp, softmax
 from llama2c import continuation, decode, draw_texts, encode, read_model, read_tokens, write_tiny
-from softmax_rules import ALL, apart, caches, converted, rules
+from softmax_rules import ALL, MERGED, RANDOM, apart, caches, converted, rule
 
 BOS, SCORED = 1, 40
 
@@ -37,8 +37,8 @@ def table(model, pairs, rules):
         layers, expected = caches(model, context), logits(model, [*context, *rest])[len(context):]
         answers = {("in context", 0): expected, ("dropped", 0): logits(model, rest),
                    ("dropped, BOS kept", 0): logits(model, [BOS, *rest])[1:]}
-        for name, m, rule in rules:
-            answers[name, m] = logits(model, rest, converted(layers, rule))
+        for name, m, convert in rules:
+            answers[name, m] = logits(model, rest, converted(layers, convert))
         for key, answer in answers.items():
             p = softmax(answer[:-1])[np.arange(len(rest) - 1), rest[1:]]
             found[key].append((-np.log(p).mean(), apart(answer, expected)))
@@ -124,13 +124,15 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"stories15m.py: {error}", file=sys.stderr)
         return 2
-    (context, rest), every_rule = pairs[0], [*rules(rng, model.layers[0].w_q.shape[-1])]
+    (context, rest), d_k = pairs[0], model.layers[0].w_q.shape[-1]
+    every_rule = [(name, m, rule(name, m, d_k, rng)) for names, sizes in (
+        (MERGED, (8, 16, 32, 64, ALL)), (RANDOM, (64, 256, 1024))) for name in names for m in sizes]
     print("\n" + textwrap.fill(f"context: {decode(context, tokens)!r}", 99))
     print(f"and then: {decode(rest[:3], tokens)!r}\n")
     show("in context", [*context, *rest[:3]])
-    for name, m, rule in every_rule:
+    for name, m, convert in every_rule:
         if m in (16, 256):
-            show(f"{m}, {name}", rest[:3], converted(caches(model, context), rule))
+            show(f"{m}, {name}", rest[:3], converted(caches(model, context), convert))
     show("dropped", rest[:3])
     table(model, pairs, every_rule)
     patch(exact, context, rest)
