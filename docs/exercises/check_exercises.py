@@ -144,7 +144,7 @@ def test_01_two_sums(answers):
     for n, what in (1, "one token"), (2, "two tokens"), (4, "four tokens"):
         for rng in draws():
             q, k = np.empty((2, 0, 2))
-            while len(q) < n:         # the denominators are powers of 2, so that floats do not round
+            while len(q) < n:              # denominators are powers of 2: floats do not round
                 new_q, new_k = rng.integers(1, 4, (2, 1, 2)).astype(float)
                 if (new_q @ (k.sum(axis=0) + new_k[0])).item() in (2, 4, 8, 16, 32):
                     q, k = np.concatenate([q, new_q]), np.concatenate([k, new_k])
@@ -214,7 +214,8 @@ def test_05_turn_back(answers):
             turn, rope = quarter_turns(4)
             k, v = whole(rng, m, 4), whole(rng, m, 2)
             b_kv, b_d = start * whole(rng, 4, 2), start * whole(rng, 4)
-            expected = attention_bias(*map(rational, (k, v)), Bias(*map(rational, (b_kv, b_d))), rope)
+            bias = Bias(*map(rational, (b_kv, b_d)))
+            expected = attention_bias(*map(rational, (k, v)), bias, rope)
             attempt.equal(what, (k, v, b_kv, b_d, turn), expected, hint)
 
 
@@ -403,7 +404,8 @@ def test_16_least_squares_in_context(answers):
             (3, 2, "two tokens after a context", "Do both sums start from what was handed in?")):
         for rng in draws():
             q, k, v = whole(rng, m + n, 2), whole(rng, m + n, 2), whole(rng, m + n, 3)
-            beta, o, pairs = rng.choice([0.5, 1, 2], m + n), [], [(np.zeros((2, 3)), np.zeros((2, 2)))]
+            beta = rng.choice([0.5, 1, 2], m + n)
+            o, pairs = [], [(np.zeros((2, 3)), np.zeros((2, 2)))]
             for i in range(m + n):
                 G, H = (pairs[-1][j] + beta[i] * np.outer(k[i], (v[i], k[i])[j]) for j in (0, 1))
                 o.append(q[i] @ np.linalg.solve(H + 2 * np.eye(2), G))

@@ -18,7 +18,8 @@ def absorb_for_one(x, context):
 
 
 def same_bias(context):
-    # The bias is W_Kᵀ (XᵀX) W_V: four halves of a token are as good as the token.
+    # The bias is W_Kᵀ (XᵀX) W_V: four halves of a token are as good as the token. All that a linear
+    # layer sees of a context is XᵀX, on the side of the keys and of the values.
     return np.concatenate([context / 2] * 4)
 
 
@@ -40,7 +41,8 @@ def convert(k, v, b_kv, b_d, turn):
 
 
 def forget(kv, k, v, turn):
-    # b' = R_{−1} b + R_0 k vᵀ, so b = R_1 (b' − k vᵀ).
+    # b' = R_{−1} b + R_0 k vᵀ, so b = R_1 (b' − k vᵀ). DeltaNet can unless β ‖k‖² = 1: then
+    # I − β k kᵀ is not invertible, and what was stored along k is gone.
     return turn(1) @ (kv - np.outer(k, v))
 
 
@@ -65,6 +67,7 @@ def forgetful(q, k, v, state):
 
 
 def laws_broken(run, q, k, v):
+    # `forgetful` breaks "several" alone: decoding token by token never shows the fault.
     n, broken = len(q), set()
     whole, _ = run(q, k, v, None)
     for m in range(1, n):
@@ -102,6 +105,7 @@ def step_weights(W0, eta, n):
 
 def equalizing_gamma(first, second):
     # √a (1 − γa) = √b (1 − γb), so γ = (√b − √a) / (b√b − a√a). The root with −√b is right too.
+    # Where all eigenvalues of the Hessian are one λ, a step of n/λ ends in the minimum.
     return 1 / (first + (first * second) ** 0.5 + second)
 
 
@@ -123,6 +127,7 @@ def delta_bias(k, v, beta):
 
 
 def gated_delta_map(k, v, alpha, beta):
+    # Without decay, contexts commute if all keys of one are orthogonal to all of the other.
     A, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
     for k_i, v_i, a, b in zip(k, v, alpha, beta):
         step = a * (np.eye(len(k_i)) - b * np.outer(k_i, k_i))
@@ -131,7 +136,8 @@ def gated_delta_map(k, v, alpha, beta):
 
 
 def least_squares(q, k, v, beta, ridge, G, H):
-    # Both sums only grow: contexts add, in any order. What is not a sum is only read, not carried.
+    # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where H + λI
+    # is a multiple of I, as for keys with orthonormal columns, it is linear attention.
     outputs = []
     for q_i, k_i, v_i, b in zip(q, k, v, beta):
         G, H = G + b * np.outer(k_i, v_i), H + b * np.outer(k_i, k_i)
@@ -140,7 +146,9 @@ def least_squares(q, k, v, beta, ridge, G, H):
 
 
 def serve_two(w, z, z_in_context):
-    # ΔW z_i = W (c_i − z_i) for both: two columns, rank two. Parallel z ask for parallel changes.
+    # ΔW z_i = W (c_i − z_i) for both: two columns, rank two. Parallel z need parallel changes.
+    # The first query's patch adds W (c_1 − z_1) (z_1·z_2) / ‖z_1‖² to the second's answer. ICLCA's
+    # bias stands where every query is multiplied with it, so it need not know the query.
     changes = w @ (z_in_context - z).T
     patch = changes @ np.linalg.pinv(z.T)
     return patch if np.allclose(patch @ z.T, changes) else None
