@@ -135,6 +135,11 @@ def rows_for_columns(words, path):
     solutions.draw_context(words[::-1], path)
 
 
+def all_alike(words, path):
+    solutions.draw_context(words, path)
+    Path(path).write_text(re.sub('fill-opacity="[^"]*"', "", Path(path).read_text("utf-8")), "utf-8")
+
+
 WRONG = [
     ("01", "linear_attention", two_sums_that_see_ahead,
      "right for one token; wrong for two tokens. Does a token see itself .*none after"),
@@ -169,6 +174,7 @@ WRONG = [
     ("17", "serve_two", both_patches, "right angles; wrong for queries at an angle. .*interfere"),
     ("17", "serve_two", lambda w, z, c: w @ (c - z).T @ np.linalg.pinv(z.T), "expected None"),
     ("18", "draw_context", rows_for_columns, "wrong for “a b”. .*in the row of the first"),
+    ("18", "draw_context", all_alike, "a share of the largest entry.*the opacity at"),
     ("18", "draw_context", lambda words, path: None, "no file was written"),
     ("18", "draw_context", lambda words, path: Path(path).write_text("b"), "not an SVG file"),
 ]

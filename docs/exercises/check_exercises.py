@@ -40,7 +40,7 @@ def show(x):
     if isinstance(x, (list, tuple, np.ndarray)):
         return "[" + ", ".join(show(y) for y in x) + "]"
     small = isinstance(x, (int, float, np.number, Fraction)) and Fraction(x).denominator <= 4096
-    return str(Fraction(x)) if small else str(float(x) if isinstance(x, Fraction) else x)
+    return str(Fraction(x)) if small else f"{float(x):.10g}" if isinstance(x, Fraction) else str(x)
 
 
 def difference(found, expected, nine_digits):
@@ -91,8 +91,8 @@ class Attempt:
         equal = f"right for {', '.join(before)}; " if before else ""
         names = inspect.signature(self.function).parameters
         given = [f"    {n} = {show(x)}" for n, x in zip(names, self.arguments) if not callable(x)]
-        lines = [f"{self.name}: {equal}wrong for {self.what}. {hint}", f"  {problem}", "  with"]
-        pytest.fail("\n".join(lines + given), pytrace=False)
+        lines = [f"{self.name}: {equal}wrong for {self.what}. {hint}".rstrip(), f"  {problem}"]
+        pytest.fail("\n".join(lines + ["  with"] * bool(given) + given), pytrace=False)
 
     def returned(self, found, n):
         """Fail unless the answer is n things."""
@@ -466,8 +466,9 @@ def test_18_a_context_seen(answers, tmp_path):
             found = squares(path)
         except (xml.etree.ElementTree.ParseError, ValueError) as error:
             attempt.require(False, f"not an SVG file that can be read: {error}")
-        places = f"squares at {sorted(found)}, expected {sorted(expected)}"
+        places = f"squares at {show(sorted(found))}, expected {show(sorted(expected))}"
         attempt.require(found.keys() == expected.keys(), places, hint)
-        apart = {place: (found[place], e) for place, e in expected.items()
-                 if abs(found[place] - e) > 0.01}
-        attempt.require(not apart, f"place: (your opacity, expected): {apart}", hint)
+        for place, opacity in expected.items():
+            attempt.require(abs(found[place] - opacity) <= 0.01,
+                            f"the opacity at {show(place)} is {found[place]}, "
+                            f"expected {opacity:.2f}", hint)

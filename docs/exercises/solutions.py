@@ -136,8 +136,8 @@ def gated_delta_map(k, v, alpha, beta):
 
 
 def least_squares(q, k, v, beta, ridge, G, H):
-    # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where H + λI
-    # is a multiple of I, as for keys with orthonormal columns, it is linear attention.
+    # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where
+    # H + λI is a multiple of I, as for keys with orthonormal columns, it is linear attention.
     outputs = []
     for q_i, k_i, v_i, b in zip(q, k, v, beta):
         G, H = G + b * np.outer(k_i, v_i), H + b * np.outer(k_i, k_i)
