@@ -144,6 +144,8 @@ WRONG = [
     ("01", "linear_attention", two_sums_that_see_ahead,
      "right for one token; wrong for two tokens. Does a token see itself .*none after"),
     ("02", "absorb_for_one", unchanged_weights, "wrong for a prompt of 2 tokens"),
+    ("02", "absorb_for_one", lambda x, context: (*solutions.absorb_for_one(x, context)[:2], x),
+     "your weights are right for `other` too"),
     ("03", "same_bias", lambda context: context / 2, "XᵀX of your context: entry"),
     ("03", "same_bias", lambda context: -context, "minus one of the context's"),
     ("03", "same_bias", three_four_five, "right up to rounding only.*fractions.Fraction"),
