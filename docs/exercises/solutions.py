@@ -6,69 +6,165 @@ import numpy as np
 def linear_attention(q, k, v):
     s, z, outputs = 0, 0, []
     for q_i, k_i, v_i in zip(q, k, v):
-        s, z = s + np.multiply.outer(k_i, v_i), z + k_i
+        s, z = s + np.outer(k_i, v_i), z + k_i
         outputs.append(q_i @ s / (q_i @ z))
     return np.array(outputs)
 
 
-def absorb(context, w_k, w_v):
-    return (context @ w_k).T @ (context @ w_v)
+def absorb_for_one(x, context):
+    # With w_1 = I it is xᵀx w_2 = xᵀx + cᵀc. At the prompt 0 the left side is 0, the right is not.
+    identity = np.eye(x.shape[1])
+    return identity, identity + np.linalg.solve(x.T @ x, context.T @ context), 0 * context
 
 
-def counterexample(w_1, w_2):
-    return 0 * w_1[:1]
+def same_bias(context):
+    # The bias is W_Kᵀ (XᵀX) W_V: four halves of a token are as good as the token. All that a linear
+    # layer sees of a context is XᵀX, on the side of the keys and of the values.
+    return np.concatenate([context / 2] * 4)
 
 
-def normalizer_bias(k, b_d):
-    # The rotations stand in the numerator alone, so there is nothing to turn.
-    return b_d + k.sum(axis=0)
+def bad_denominator(turn):
+    # The score of equal vectors is |q|² cos(angle): far enough apart, it is not positive.
+    q, n = np.ones(2), 1
+    while q @ turn(n) @ q > 0:
+        n = n + 1
+    return q, q, n
 
 
-def kv_bias(k, v, turn):
+def convert(k, v, b_kv, b_d, turn):
+    # The rotations stand in the numerator alone, so b_D has nothing to turn.
     m = len(k)
-    return sum(np.multiply.outer(turn(j - m) @ k[j - 1], v[j - 1]) for j in range(1, m + 1))
+    b_kv, b_d = turn(-m) @ b_kv, b_d + k.sum(axis=0)
+    for j in range(1, m + 1):
+        b_kv = b_kv + np.outer(turn(j - m) @ k[j - 1], v[j - 1])
+    return b_kv, b_d
 
 
 def forget(kv, k, v, turn):
-    # b' = R_{−1} b + R_0 k vᵀ, so b = R_1 (b' − k vᵀ).
-    return turn(1) @ (kv - np.multiply.outer(k, v))
+    # b' = R_{−1} b + R_0 k vᵀ, so b = R_1 (b' − k vᵀ). DeltaNet can unless β ‖k‖² = 1: then
+    # I − β k kᵀ is not invertible, and what was stored along k is gone.
+    return turn(1) @ (kv - np.outer(k, v))
 
 
 def order_matters(k_1, v_1, k_2, v_2, turn):
-    # The later context stays, the earlier is turned back by the later's length. 0 without rotation: a sum has no order.
-    first, second = kv_bias(k_1, v_1, turn), kv_bias(k_2, v_2, turn)
-    return (turn(-len(k_2)) @ first + second) - (turn(-len(k_1)) @ second + first)
+    # The later context stays, the earlier is turned back by the later's length. So the difference
+    # is 0 without rotation, or more generally if (R_{−m_2} − 1) b_1 = (R_{−m_1} − 1) b_2.
+    def bias(k, v):
+        return convert(k, v, np.zeros((k.shape[1], v.shape[1])), 0, turn)[0]
+
+    one, two = bias(k_1, v_1), bias(k_2, v_2)
+    return (turn(-len(k_2)) @ one + two) - (turn(-len(k_1)) @ two + one)
+
+
+def forgetful(q, k, v, state):
+    if state is None or len(q) > 1:
+        state = np.zeros((k.shape[1], v.shape[1]))
+    outputs = np.zeros(v.shape)
+    for i in range(len(q)):
+        state = state + np.outer(k[i], v[i])
+        outputs[i] = q[i] @ state
+    return outputs, state
+
+
+def laws_broken(run, q, k, v):
+    # `forgetful` breaks "several" alone: decoding token by token never shows the fault.
+    n, broken = len(q), set()
+    whole, _ = run(q, k, v, None)
+    for m in range(1, n):
+        _, state = run(q[:m], k[:m], v[:m], None)
+        rest, _ = run(q[m:], k[m:], v[m:], state)
+        if (rest != whole[m:]).any():
+            broken.add("one" if m == n - 1 else "several")
+        again, _ = run(q[m:], k[m:], v[m:], state)
+        if (again != rest).any():
+            broken.add("twice")
+    state = None
+    for i in range(n):
+        output, state = run(q[i:i + 1], k[i:i + 1], v[i:i + 1], state)
+        if (output != whole[i]).any():
+            broken.add("steps")
+    return broken
 
 
 def trained_output(W0, X, Y, x, eta, steps):
     seen, errors = X[:0], Y[:0]
     for _ in range(steps):
         outputs = X @ W0.T + X @ seen.T @ errors
-        seen, errors = np.concatenate([seen, X]), np.concatenate([errors, -eta * (outputs - Y) / len(X)])
+        seen = np.concatenate([seen, X])
+        errors = np.concatenate([errors, -eta * (outputs - Y) / len(X)])
     return W0 @ x + (seen @ x) @ errors
 
 
 def step_weights(W0, eta, n):
     n_y, n_x = W0.shape
-    w_k = np.zeros((n_x + n_y, n_x + n_y), W0.dtype)
-    w_k[:n_x, :n_x] = np.eye(n_x, dtype=W0.dtype)
-    w_v = np.zeros_like(w_k)
-    w_v[n_x:] = np.concatenate([W0, -np.eye(n_y, dtype=W0.dtype)], axis=1) * (eta / n)
-    return w_k, w_k, w_v, np.eye(n_x + n_y, dtype=W0.dtype)
+    w_k, w_v = np.zeros((2, n_x + n_y, n_x + n_y))
+    w_k[:n_x, :n_x] = np.eye(n_x)
+    w_v[n_x:] = np.hstack([W0, -np.eye(n_y)]) * (eta / n)
+    return w_k, w_k, w_v, np.eye(n_x + n_y)
 
 
-def best_gamma(eigenvalues):
-    return 1 / (3 * max(eigenvalues))
+def equalizing_gamma(first, second):
+    # √a (1 − γa) = √b (1 − γb), so γ = (√b − √a) / (b√b − a√a). The root with −√b is right too.
+    # Where all eigenvalues of the Hessian are one λ, a step of n/λ ends in the minimum.
+    return 1 / (first + (first * second) ** 0.5 + second)
 
 
-def gradient_step_from_bias(b_kv, eta, n):
-    return -(eta / n) * b_kv.T
+def train_on_bias(b_kv, W0, eta, n, steps):
+    # Keys x, values (x, y): b_KV is [Σ x xᵀ, Σ x yᵀ], and the gradient needs nothing else.
+    H, G = b_kv[:, :len(b_kv)], b_kv[:, len(b_kv):]
+    for _ in range(steps):
+        W0 = W0 - eta / n * (W0 @ H - G.T)
+    return W0
 
 
 def delta_bias(k, v, beta):
     # Token j adds β_j k_j v_jᵀ and multiplies all that was there by 1 − β_j k_j k_jᵀ.
-    effective = 0 * k
+    effective = np.zeros(k.shape)
     for j in range(len(k)):
-        effective = effective - beta[j] * np.multiply.outer(effective @ k[j], k[j])
-        effective[j] = effective[j] + beta[j] * k[j]
+        effective = effective - beta[j] * np.outer(effective @ k[j], k[j])
+        effective[j] = beta[j] * k[j]
     return effective, effective.T @ v
+
+
+def gated_delta_map(k, v, alpha, beta):
+    # Without decay, contexts commute if all keys of one are orthogonal to all of the other.
+    A, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
+    for k_i, v_i, a, b in zip(k, v, alpha, beta):
+        step = a * (np.eye(len(k_i)) - b * np.outer(k_i, k_i))
+        A, B = step @ A, step @ B + b * np.outer(k_i, v_i)
+    return A, B
+
+
+def least_squares(q, k, v, beta, ridge, G, H):
+    # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where
+    # H + λI is a multiple of I, as for keys with orthonormal columns, it is linear attention.
+    outputs = []
+    for q_i, k_i, v_i, b in zip(q, k, v, beta):
+        G, H = G + b * np.outer(k_i, v_i), H + b * np.outer(k_i, k_i)
+        outputs.append(q_i @ np.linalg.solve(H + ridge * np.eye(len(H)), G))
+    return np.array(outputs), G, H
+
+
+def serve_two(w, z, z_in_context):
+    # ΔW z_i = W (c_i − z_i) for both: two columns, rank two. Parallel z need parallel changes.
+    # The first query's patch adds W (c_1 − z_1) (z_1·z_2) / ‖z_1‖² to the second's answer. ICLCA's
+    # bias stands where every query is multiplied with it, so it need not know the query.
+    changes = w @ (z_in_context - z).T
+    patch = changes @ np.linalg.pinv(z.T)
+    return patch if np.allclose(patch @ z.T, changes) else None
+
+
+def draw_context(words, path):
+    known = sorted(set(words))
+    one_hot = np.eye(len(known))[[known.index(word) for word in words]]
+    b_kv, size = one_hot[:-1].T @ one_hot[1:], 20 * len(known)
+    squares = [f'<rect x="{20 * c}" y="{20 * r}" width="20" height="20" fill="#0b62a8" '
+               f'fill-opacity="{b_kv[r, c] / b_kv.max():.3f}"/>' for r, c in np.argwhere(b_kv)]
+    labels = [f'<text x="{size + 4}" y="{20 * i + 14}">{word}</text>'
+              f'<text transform="translate({20 * i + 6} {size + 4}) rotate(90)">{word}</text>'
+              for i, word in enumerate(known)]
+    text = "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 90}" '
+                      f'height="{size + 90}" font-family="sans-serif" font-size="12" '
+                      'fill="#777777">', *squares, *labels, "</svg>"])
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
