@@ -72,7 +72,7 @@ def attention_bias(k, v, bias=None, rope=None):
     start, m = Bias.start(k, v, bias), k.shape[-2]
     b_kv, b_d = start.turned(rope, -m)
     rk = rotate_at(k, rope, np.arange(1, m + 1) - m)
-    return Bias(b_kv + key_value_matrix(rk, v), b_d + k.sum(axis=-2))
+    return Bias(b_kv + rk.swapaxes(-1, -2) @ v, b_d + k.sum(axis=-2))
 
 
 def iclca(model, tokens, biases=None):
@@ -208,7 +208,7 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=mean_squared_gradient):
     W, errors = W0.copy(), [Y[:0]]
     for _ in range(steps):
         E = -_plain(eta) * gradient(X @ W.T, Y)
-        W = W + weight_update(E, X)
+        W = W + E.T @ X
         errors.append(E)
     return W, np.concatenate(errors), np.concatenate([X[:0], *[X] * steps])
 
@@ -409,7 +409,8 @@ def softmax_bias(k, v, log_features):
 
     k (..., m, d_k), not yet scaled, and v (..., m, d_v) give r features. Source: §5, Eq 18.
     """
-    return attention_bias(np.exp(log_features(k / k.shape[-1] ** 0.25)), v)
+    phi_k = np.exp(log_features(k / k.shape[-1] ** 0.25))
+    return Bias(key_value_matrix(phi_k, v), phi_k.sum(axis=-2))
 
 
 def merged_bias(k, v, landmarks):
@@ -423,7 +424,8 @@ def merged_bias(k, v, landmarks):
     check_shapes("k:md v:mv landmarks?:rd", k, v, landmarks)
     apart = k[..., :, None, :] / k.shape[-1] ** 0.25 - landmarks[..., None, :, :]
     nearest = (apart * apart).sum(axis=-1).argmin(axis=-1)
-    return attention_bias(np.eye(landmarks.shape[-2], dtype=k.dtype)[nearest], v)
+    e = np.eye(landmarks.shape[-2], dtype=k.dtype)[nearest]
+    return Bias(key_value_matrix(e, v), e.sum(axis=-2))
 
 
 def similarity_attention(similarity, phi_q, v, bias):
