@@ -420,14 +420,14 @@ def test_without_the_start_of_the_weights_w0_x_is_missing():
 @given(rngs, sizes, sizes, sizes)
 def test_each_entry_of_a_batch_is_the_function_of_its_parts(rng, n, d, d_v):
     tasks = 2, 3
-    K, V, q, W0 = (uniform(rng, *tasks, *s) for s in ((n, d), (n, d_v), (5, d), (d_v, d)))
-    w_k, w_v = uniform(rng, d, 2), uniform(rng, d, 1)
+    K, V, q, W0 = (uniform(rng, *tasks, *s) for s in ((n, d), (n, d_v), (2, d), (d_v, d)))
+    w_k, w_v, one = uniform(rng, d, 2), uniform(rng, d, 1), q[0, 0, 0]
     results = [(lin_attn(V, K, q), lambda t: lin_attn(V[t], K[t], q[t])),
-               (lin_attn(V, K, q[0, 0, 0]), lambda t: lin_attn(V[t], K[t], q[0, 0, 0])),
+               (lin_attn(V, K, one), lambda t: lin_attn(V[t], K[t], q[0, 0, 0])),
                (lin_attn(V[0, 0], K[0, 0], q), lambda t: lin_attn(V[0, 0], K[0, 0], q[t])),
                (lin_attn(V[0], K[0], q), lambda t: lin_attn(V[0, t[1]], K[0, t[1]], q[t])),
                (dual_form(W0, V, K, q), lambda t: dual_form(W0[t], V[t], K[t], q[t])),
-               (dual_form(W0, V, K, q[0, 0, 0]), lambda t: dual_form(W0[t], V[t], K[t], q[0, 0, 0])),
+               (dual_form(W0, V, K, one), lambda t: dual_form(W0[t], V[t], K[t], q[0, 0, 0])),
                (dual_form(W0[0, 0], V, K, q), lambda t: dual_form(W0[0, 0], V[t], K[t], q[t])),
                (weight_update(V, K), lambda t: weight_update(V[t], K[t])),
                (icl_weight_update(K, w_k, w_v), lambda t: icl_weight_update(K[t], w_k, w_v))]
