@@ -72,7 +72,7 @@ def test_k_layers_are_k_steps(case, steps):
 
 @pytest.mark.proves(*K_LAYERS)
 def test_two_layers_are_two_steps_and_three_are_three_for_all_data_weights_and_rates():
-    for shape in SMALL + [dict(n=3, d_in=2, d_out=2, tests=2)]:
+    for shape in SMALL + [dict(n=2, d_in=2, d_out=2, tests=2)]:
         for layers in (2, 3):
             case = symbolic_regression(**shape)
             assert_proved(*layers_and_steps(case, layers), **shape, layers=layers)
@@ -83,7 +83,7 @@ def test_two_layers_are_two_steps_and_three_are_three_for_all_data_weights_and_r
 @given(rngs)
 def test_k_layers_are_k_steps_to_rounding_in_floating_point(dtype, rng):
     W0, X, Y, x = (rng.uniform(1, 2, s).astype(dtype) for s in ((2, 5), (20, 5), (20, 2), (4, 5)))
-    assert_close(*layers_and_steps((W0, X, Y, x, 1e-3), 5), ulps=200)     # no sum cancels
+    assert_close(*layers_and_steps((W0, X, Y, x, 1e-3), 5), ulps=64)      # no sum cancels
 
 
 def one_layer_more(case):
@@ -267,7 +267,7 @@ def one_step_after(move, X, eta):
 
 
 FASTER = "GD++ goes faster with η tuned again", "App A.10"
-two_sizes = rngs.map(lambda rng: uniform(rng, 2, low=1, high=2**32) / 2**32).filter(
+two_sizes = rngs.map(lambda rng: uniform(rng, 2, low=1, high=2**32)).filter(
     lambda sizes: sizes[0] != sizes[1])
 thirds = rates.map(lambda share: share / 3)
 
@@ -470,7 +470,7 @@ PROP_2 = "Prop 2: an MLP makes it kernel regression", "Prop 2, App A.8"
 
 
 @pytest.mark.proves(*PROP_2)
-@given(regressions(), rngs, st.integers(1, 3), st.integers(0, 2))
+@given(regressions(), rngs, st.integers(1, 3), st.integers(1, 2))
 def test_proposition_2_after_an_mlp_the_layers_descend_kernel_least_squares(case, rng, d_m, layers):
     _, X, Y, _, eta = case
     w_1, w_2 = uniform(rng, X.shape[1], 2), uniform(rng, 2, d_m)

@@ -81,7 +81,7 @@ def test_the_patched_mlp_answers_as_in_context_for_any_vectors_weights_bias_and_
 @given(rngs)
 def test_the_patched_mlp_answers_as_in_context_to_rounding(dtype, rng):
     case = (rng.uniform(1, 2, s).astype(dtype) for s in patch_shapes(9, 5).values())
-    assert_close(*patched(*case, np.tanh), ulps=64)
+    assert_close(*patched(*case, square_plus_one), ulps=64)
 
 
 def for_another_query(w, b, z, z_in_context, y, y_in_context, f):
@@ -190,7 +190,7 @@ def test_a_model_with_every_layer_patched_answers_the_last_token_alone_as_in_con
 def test_a_softmax_model_with_every_layer_patched_answers_the_last_token_alone_as_in_context(rng):
     model = random_transformer(rng, 50, 32, n_layers=4, n_heads=4)
     tokens = rng.integers(0, 50, 30)
-    assert_close(*last_token(model, tokens, softmax_attend), ulps=1000)
+    assert_close(*last_token(model, tokens, softmax_attend), ulps=200)
 
 
 @pytest.mark.breaks(SKIP[0], "the second layer's bias left as it was")
