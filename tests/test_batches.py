@@ -20,8 +20,9 @@ from iclca_ref import (LSA, attention_bias, compose, context_map, dual_form, far
                        lsa, merged_bias, random_features, similarity_attention, softmax_attend,
                        softmax_attention_with_bias, softmax_bias, weight_update)
 from linear_transformer import (Bias, Layer, Transformer, block, chunked_attention, forward,
-                                identity, parallel_attention, recurrent_attention, relu, rotate,
-                                run_layers, softmax, softmax_attention)
+                                identity, parallel_attention, random_transformer,
+                                recurrent_attention, relu, rotate, run_layers, softmax,
+                                softmax_attention)
 
 BATCHES = (), (1,), (2,), (2, 1), (2, 3)
 # 2 and 3 are lengths of batches too, so that an axis in the wrong place would fit
@@ -204,6 +205,31 @@ def test_a_function_of_a_batch_is_the_function_of_its_parts(function, spec, numb
                     assert_exactly_equal(here, parts)
                 else:
                     assert_close(here, parts, ulps=500)
+
+
+FLOATS = [case for case in CASES if not case.id.startswith(("block", "forward", "icl"))]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("function, spec, numbers", FLOATS)
+def test_a_function_of_floats_gives_floats_of_the_same_size(function, spec, numbers, dtype):
+    """Rotations included, though their cosines are Python's whole numbers here."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(1, 10, tuple(LENGTHS[letter] for letter in part.split(":")[1]))
+              for part in spec]
+    for result in flat(function(*(array.astype(dtype) for array in arrays))):
+        assert result.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_model_of_floats_gives_floats_of_the_same_size(dtype):
+    model = random_transformer(np.random.default_rng(0), 9, 8, 2, 2, dtype=dtype)
+    softmax_model = model._replace(phi=identity)
+    converted = iclaa(softmax_model, [1, 2, 3], merge)
+    results = flat([forward(model, [4, 5], iclca(model, [1, 2, 3])), [b for b, _ in converted],
+                    forward(softmax_model, [4, 5], converted, softmax_attend)[0],
+                    list(model.layers), model.embed, model.unembed])
+    assert {result.dtype for result in results} == {np.dtype(dtype)}
 
 
 # ---- Heads and layers are parts too -------------------------------------------------------------

@@ -107,8 +107,12 @@ BAD_CALLS = [  # what the message must hold, and the call
     ("q (5, 2), k (1, 2), v (1, 3)", lambda: parallel_attention(a(5, 2), a(1, 2), a(1, 3))),
     ("q (1, 5, 2), k (2, 5, 2)", lambda: chunked_attention(a(1, 5, 2), a(2, 5, 2), a(2, 5, 3))),
     ("cos (4, 1)", lambda: recurrent_attention(*[a(4, 3)] * 3, rope=partial(rope, theta=a(1)))),
-    ("bias.kv (2, 2), bias.d (2,)", lambda: attention_bias(a(4, 5, 2), a(4, 5, 3), Bias(a(2, 2), a(2)))),
+    ("bias.kv (2, 2), bias.d (2,)",
+     lambda: attention_bias(a(4, 5, 2), a(4, 5, 3), Bias(a(2, 2), a(2)))),
     ("bias.kv (1, 2, 3)", lambda: attention_bias(a(4, 5, 2), a(4, 5, 3), Bias(a(1, 2, 3), a(2)))),
+    ("v (1, 5, 3)", lambda: recurrent_attention(a(2, 5, 2), a(2, 5, 2), a(1, 5, 3))),
+    ("v (1, 5, 3)", lambda: softmax_attention(a(2, 5, 2), a(2, 5, 2), a(1, 5, 3))),
+    ("v (1, 5, 3)", lambda: with_bias(a(2, 5, 2), a(2, 5, 2), a(1, 5, 3))),
     ("chunk; 0", lambda: chunked_attention(a(2, 2), a(2, 2), a(2, 2), chunk=0)),
     ("normalizer; 0", lambda: parallel_attention(a(1, 1), 0 * a(1, 1), a(1, 1))),
     ("tokens; float64 (1,)", lambda: forward(model, [1.0])),
@@ -179,6 +183,7 @@ BAD_CALLS = [  # what the message must hold, and the call
     ("r must; k (3, 2); 0", lambda: farthest_rows(a(3, 2), 0)),
     ("similarity (2, 1)", lambda: similarity_attention(a(2, 1), a(2, 3), a(2, 3), None)),
     ("similarity (3, 2, 2)", lambda: similarity_attention(a(3, 2, 2), a(2, 3), a(2, 3), None)),
+    ("phi_q (3, 3)", lambda: similarity_attention(a(2, 2), a(3, 3), a(2, 3), None)),
     ("normalizer; 0", lambda: similarity_attention(0 * a(2, 2), a(2, 3), a(2, 3), None)),
     ("b_D (3,)", lambda: softmax_attention_with_bias(*[a(2, 2)] * 3, Bias(a(3, 2), -a(3)),
                                                      log_features)),
@@ -373,6 +378,17 @@ def test_logits_that_are_not_finite_are_refused_by_generate(bad):
     with pytest.raises(ValueError, match=r"logits.*\(2,\)"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         generate(model._replace(unembed=unembed), [1, 2], 3)
+
+
+def test_values_that_are_whole_numbers_do_not_cut_the_outputs_down_to_whole_numbers():
+    q, k, v = a(3, 1), np.array([[0.5], [1.0], [2.0]]), np.array([[3], [1], [7]])
+    bias = Bias(np.array([[1]]), np.array([1]))
+    for form in FORMS:
+        o, state = form(q, k, v, bias)
+        np.testing.assert_allclose(o[:, 0], [2.5 / 1.5, 3.5 / 2.5, 17.5 / 4.5], rtol=1e-15)
+        np.testing.assert_array_equal(state.kv, [[17.5]])
+    o, state = linear_recurrence(q, 0.5 * a(3, 1, 1), v[..., None], np.array([[1]]))
+    np.testing.assert_array_equal(o[:, 0], [3.5, 2.75, 8.375])
 
 
 @given(rngs)
