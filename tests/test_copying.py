@@ -1,10 +1,9 @@
-"""Students copy functions: each public function runs in an empty namespace, with the names that docs/paper_map.md gives."""
+"""Students copy functions: each public one runs in an empty namespace with the names it needs."""
 
 import dis
 import inspect
-import re
 import types
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,124 +12,132 @@ import iclca_ref
 import linear_transformer
 
 MODULES = linear_transformer, iclca_ref
-IMPORTS = "import zipfile\nfrom functools import partial\nfrom typing import Callable, NamedTuple\nimport numpy as np\n"
-EXEMPT = {"forward", "generate", "iclca", "main"}       # whole models and the command line
-PUBLIC = {name: f for module in MODULES for name, f in vars(module).items()
-          if inspect.isfunction(f) and f.__module__ == module.__name__ and not name.startswith("_")}
+IMPORTS = ("from functools import partial, reduce\nfrom typing import Callable, NamedTuple\n"
+           "import numpy as np\n")
+WHOLE_MODELS = {"random_transformer", "block", "run_layers", "forward", "generate", "iclca",
+                "iclaa", "softmax_attend"}
+EVERYTHING = vars(linear_transformer) | vars(iclca_ref)
+OWN = {name: value for name, value in EVERYTHING.items()
+       if getattr(value, "__module__", None) in ("linear_transformer", "iclca_ref")}
+PUBLIC = sorted(name for name, value in OWN.items()
+                if inspect.isfunction(value) and not name.startswith("_"))
 
 
-def own(name):
-    """A function or class of the modules by its name, or None."""
-    return next((value for module in MODULES if (value := vars(module).get(name)) is not None
-                 and getattr(value, "__module__", None) in ("linear_transformer", "iclca_ref")), None)
+METHODS = {f"{name}.{method}": getattr(f, "__func__", f) for name, value in OWN.items()
+           if inspect.isclass(value) for method, f in vars(value).items()
+           if getattr(getattr(f, "__func__", f), "__module__", "") == value.__module__}
 
 
-def globals_of(code):
-    """The global names that a piece of code and the functions inside it may use."""
-    here = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return here.union(*(globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+def mentions(code):
+    """The global names in a piece of code and the functions inside it, and attributes as .name."""
+    names = {i.argval if i.opname == "LOAD_GLOBAL" else f".{i.argval}"
+             for i in dis.get_instructions(code)
+             if i.opname in ("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD")}
+    return names.union(*(mentions(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
-def needs(name, found=None):
-    """The names of the modules that the function or class `name` needs, and theirs."""
-    found = set() if found is None else found
-    value = own(name)
-    functions = [value] if inspect.isfunction(value) else [f for f in map(inspect.unwrap, (
-        getattr(f, "__func__", f) for f in vars(value).values())) if inspect.isfunction(f) and f.__module__ == value.__module__]
-    names = set().union(*(globals_of(f.__code__) for f in functions))
-    defaults = [f.__defaults__ or () for f in functions] + [getattr(value, "_field_defaults", {}).values()]
-    names |= {d.__name__ for ds in defaults for d in ds if inspect.isfunction(d)}
-    for other in sorted(names):
-        if own(other) is not None and other != name and other not in found:
-            found.add(other)
-            needs(other, found)
-    return found - {name}
+def uses(name):
+    """What the function, class or method `name` mentions of the modules, defaults included."""
+    value = METHODS.get(name) or OWN[name]
+    if inspect.isclass(value):
+        defaults, names = getattr(value, "_field_defaults", {}).values(), set()
+    else:
+        defaults, names = value.__defaults__ or (), mentions(value.__code__)
+    names = names | {d.__name__ for d in defaults if inspect.isfunction(d)}
+    return names & OWN.keys() | {m for m in METHODS if f".{m.split('.')[1]}" in names}
+
+
+def needs(name):
+    """The names that `name` needs, those that these need, ...; of classes the methods in use."""
+    found, new = set(), {name}
+    while new:
+        found |= new
+        new = set().union(*map(uses, new)) - found
+    return found - {name} - METHODS.keys()
 
 
 def in_order(names):
     """The names in the order in which the modules define them."""
-    return sorted(names, key=lambda n: (own(n).__module__ != "linear_transformer", inspect.getsourcelines(own(n))[1]))
+    return sorted(names, key=lambda n: (OWN[n].__module__ != "linear_transformer",
+                                        inspect.getsourcelines(OWN[n])[1]))
 
 
+rng = np.random.default_rng
 x34, x43 = np.arange(12.0).reshape(3, 4) / 9 + 0.1, np.arange(12.0).reshape(4, 3) / 9 + 0.1
-tokens = np.array([1, 2, 0])
+maps, tokens = np.arange(48.0).reshape(3, 4, 4) / 40, np.array([1, 2, 0])
+bias, z = linear_transformer.Bias(np.eye(4), np.ones(4)), 0.1 * np.eye(4)
+model = linear_transformer.random_transformer(rng(0), 5, 4, 1, 1)
+softmax_model = model._replace(phi=linear_transformer.identity)
+features = partial(iclca_ref.log_landmark_features, landmarks=z)
 
 
-def model(n):
-    return n["random_transformer"](np.random.default_rng(0), 5, 4, 1, 1)
+def convert(k, v):
+    return iclca_ref.merged_bias(k, v, z), features
 
 
-EXAMPLES = {
-    **{name: lambda n, name=name: n[name](x34) for name in
-       "identity relu elu_plus_one gelu layer_norm softmax unit".split()},
-    "rope_frequencies": lambda n: n["rope_frequencies"](4), "rope": lambda n: n["rope"](tokens, x34[0]),
-    "rotate": lambda n: n["rotate"](x34, x34[:, :2], x34[:, 2:]),
-    **{name: lambda n, name=name: n[name](x34, x34, x43.T) for name in
-       "recurrent_attention parallel_attention chunked_attention softmax_attention softmax_attend".split()},
-    "mlp": lambda n: n["mlp"](x34, x43, x34), "random_transformer": lambda n: model(n).embed,
-    "embed_tokens": lambda n: n["embed_tokens"](model(vars(linear_transformer)), tokens)[0],
-    "block": lambda n: n["block"](x34, model(vars(linear_transformer)).layers[0], model(vars(linear_transformer))),
-    "previous_token_layer": lambda n: n["previous_token_layer"](5, slice(0, 2), [slice(2, 4)], 4),
-    "look_up_layer": lambda n: n["look_up_layer"](4, [slice(0, 1)], [slice(1, 2)], slice(0, 1), slice(2, 3)),
-    "induction_transformer": lambda n: n["induction_transformer"](3, 5).layers,
-    "lsa": lambda n: n["lsa"](x34, x34, [np.eye(4)] * 4), "gd_weights": lambda n: n["gd_weights"](x34, 0.1, 2),
-    "gd_plus_plus_weights": lambda n: n["gd_plus_plus_weights"](x34, 0.1, 0.1, 2),
-    "alternating_tokens": lambda n: n["alternating_tokens"](x34, x34), "pairing_weights": lambda n: n["pairing_weights"](1, 2, 3),
-    "linear_bias": lambda n: n["linear_bias"](x34, x43, x43, np.eye(3)),
-    **{name: lambda n, name=name: n[name](x34, x34) for name in
-       "key_value_matrix attention_bias weight_update mean_squared_gradient cosine".split()},
-    "lin_attn": lambda n: n["lin_attn"](x34, x34, x34), "dual_form": lambda n: n["dual_form"](np.eye(4), x34, x34, x34),
-    "gradient_descent": lambda n: n["gradient_descent"](np.eye(4), x34, x34, 0.1, 2),
-    "kernel_prediction": lambda n: n["kernel_prediction"](x34, x34, x34, np.dot),
-    "icl_weight_update": lambda n: n["icl_weight_update"](x34, x43, x43),
-    "sim_aou": lambda n: n["sim_aou"](x34[None], x34[None] ** 2, x34[None] ** 3), "sim_am": lambda n: n["sim_am"](x34, x34**2),
-    "rec_to_ftp": lambda n: n["rec_to_ftp"](tokens > 0, tokens > -1, tokens > 2),
-    "retention": lambda n: n["retention"](x34, x34, x34, 0.5, np.eye(4)),
-    "retention_bias": lambda n: n["retention_bias"](x34, x34, 0.5),
-    "delta_rule": lambda n: n["delta_rule"](x34, x34, x34, x34[:, 0]),
-    **{name: lambda n, name=name: n[name](np.random.default_rng(0), 5, 4) for name in
-       "gaussian_projection orthogonal_projection".split()},
-    "random_features": lambda n: n["random_features"](x34, x34), "landmark_features": lambda n: n["landmark_features"](x34)(x34),
-    "farthest_rows": lambda n: n["farthest_rows"](x34, 2),
-    "softmax_bias": lambda n: n["softmax_bias"](x34, x34, np.exp),
-    "similarity_attention": lambda n: n["similarity_attention"](np.tri(3), x34, x34, None),
-    "softmax_attention_with_bias": lambda n: n["softmax_attention_with_bias"](x34, x34, x34, None, np.exp),
-    "iclaa": lambda n: [bias for bias, _ in n["iclaa"](model(vars(linear_transformer)), tokens, lambda k: np.exp)],
-    "save_biases": lambda n: n["save_biases"](n["path"], [(x34, x34)]),
-    "load_arrays": lambda n: list(n["load_arrays"](n["path"]).values()),
-    "load_biases": lambda n: n["load_biases"](n["path"]),
+ARGUMENTS = {
+    **dict.fromkeys(["identity", "relu", "elu_plus_one", "gelu", "layer_norm", "softmax"], [x34]),
+    "check_shapes": ["x:nd y:nd", x34, x34], "divide": [x34, x34[:, :1]],
+    "rope_frequencies": [4], "rope": [tokens, x34[0]], "rotate": [x34, x34[:, :2], x34[:, 2:]],
+    "rotate_at": [x34, partial(linear_transformer.rope, theta=x34[0, :2]), tokens],
+    **dict.fromkeys(["recurrent_attention", "parallel_attention", "chunked_attention"],
+                    [x34, x34, x43.T, bias, partial(linear_transformer.rope, theta=x34[0, :2])]),
+    "softmax_attention": [x34, x34, x43.T], "mlp": [x34, x43, x34],
+    "block": [x34, model.layers[0], model], "embed_tokens": [model, tokens],
+    "run_layers": [model, tokens], "forward": [model, tokens], "generate": [model, tokens, 5],
+    "random_transformer": [rng, 5, 4, 1, 1],
+    "key_value_matrix": [x34, x43.T], "linear_bias": [x34, x43, x43, np.eye(3)],
+    "attention_bias": [x34, x34, bias, partial(linear_transformer.rope, theta=x34[0, :2])],
+    "iclca": [model, tokens], "linear_recurrence": [x34, maps, maps, np.eye(4)],
+    "compose": [maps[:2], maps[1:]], "context_map": [maps, maps],
+    "lin_attn": [x34, x34, x34], "weight_update": [x34, x43.T],
+    "dual_form": [np.eye(4), x34, x34, x34[0]], "mean_squared_gradient": [x34, x43.T],
+    "gradient_descent": [np.eye(4), x34, x34, 0.1, 2],
+    "kernel_prediction": [x34, x34, x34, np.dot], "icl_weight_update": [x34, x43, x43],
+    "lsa": [x34, x34, iclca_ref.LSA(*[np.eye(4)] * 4)], "gd_weights": [x34, 0.1, 2],
+    "gd_plus_plus_weights": [x34, np.float64(0.1), 0.1, 2], "alternating_tokens": [x34, x34],
+    "pairing_weights": [1, 2, 3], "implicit_weight_update": [x34, x34[0], x34[1]],
+    "orthogonal_projection": [rng, 5, 4], "log_random_features": [x34, x34],
+    "random_features": [x34, x34], "log_landmark_features": [x34, x34], "farthest_rows": [x34, 2],
+    "softmax_bias": [x34, x34, features], "merged_bias": [x34, x34, z],
+    "similarity_attention": [np.tri(3), x34, x34, bias],
+    "softmax_attention_with_bias": [x34, x34, x34, bias, features],
+    "softmax_attend": [x34, x34, x34, (bias, features)], "iclaa": [softmax_model, tokens, convert],
 }
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC.keys() - EXEMPT))
-def test_a_function_copied_with_the_names_it_needs_runs_and_gives_the_same(name, tmp_path):
+def results(function, arguments):
+    """Its result as nested lists of arrays, so that what is copied equals the original."""
+    def plain(result):
+        if isinstance(result, (tuple, list)):
+            return [plain(a) for a in result]
+        return result.__name__ if inspect.isfunction(result) else result
+
+    return plain(function(*(a(0) if a is rng else a for a in arguments)))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_function_copied_with_the_names_it_needs_runs_and_gives_the_same(name):
     namespace = {}
     exec(IMPORTS, namespace)
     for copied in in_order(needs(name) | {name}):
-        exec(compile(inspect.getsource(own(copied)), copied, "exec"), namespace)
-    bias = linear_transformer.Bias(x34[:, :2], x34[:, 0])
-    iclca_ref.save_biases(tmp_path / "b.npz", [bias])
-    everything = vars(linear_transformer) | vars(iclca_ref)
-    results = [EXAMPLES[name](n | {"path": tmp_path / "b.npz"}) for n in (namespace, everything)]
-    np.testing.assert_equal(*map(plain, results))
+        exec(compile(inspect.getsource(OWN[copied]), copied, "exec"), namespace)
+    np.testing.assert_equal(results(namespace[name], ARGUMENTS[name]),
+                            results(EVERYTHING[name], ARGUMENTS[name]))
 
 
-def plain(result):
-    """Nested tuples and lists of arrays as lists, so that a copied NamedTuple equals the original."""
-    return [plain(a) for a in result] if isinstance(result, (tuple, list)) else result
+def test_a_copy_without_one_of_the_names_it_needs_does_not_run():
+    for name, missing in ("dual_form", "lin_attn"), ("forward", "gelu"), ("softmax_bias", "Bias"):
+        namespace = {}
+        exec(IMPORTS, namespace)
+        with pytest.raises(NameError, match=missing):
+            for copied in in_order(needs(name) | {name}):
+                if copied != missing:
+                    exec(inspect.getsource(OWN[copied]), namespace)
+            results(namespace[name], ARGUMENTS[name])
 
 
-def test_nine_of_ten_functions_need_at_most_three_other_names():
-    counted = {name: needs(name) for name in PUBLIC.keys() - EXEMPT}
-    many = sorted(name for name, others in counted.items() if len(others) > 3)
+def test_nine_of_ten_functions_need_at_most_three_names_besides_the_check_of_shapes():
+    counted = {name: needs(name) - {"check_shapes"} for name in PUBLIC if name not in WHOLE_MODELS}
+    many = {name: sorted(others) for name, others in counted.items() if len(others) > 3}
     assert len(many) <= 0.1 * len(counted), many
-
-
-def test_the_paper_map_lists_every_public_function_and_what_to_copy_with_it():
-    text = (Path(__file__).parent.parent / "docs" / "paper_map.md").read_text("utf-8")
-    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", text.split("## Every public function")[1], re.M))
-    assert listed.keys() == PUBLIC.keys()
-    for name in PUBLIC.keys() - EXEMPT:
-        expected = needs(name)
-        given = set(re.findall(r"`(\w+)`", listed[name])) if len(expected) <= 3 else None
-        assert given is None and "the file" in listed[name] or given == expected, (name, expected)
