@@ -1,8 +1,6 @@
 """Students copy functions: each public one runs in an empty namespace with the names it needs."""
 
-import dis
 import inspect
-import types
 from functools import partial
 
 import numpy as np
@@ -10,58 +8,14 @@ import pytest
 
 import iclca_ref
 import linear_transformer
+from paper_map import EVERYTHING, OWN, in_order, needs
 
-MODULES = linear_transformer, iclca_ref
 IMPORTS = ("from functools import partial, reduce\nfrom typing import Callable, NamedTuple\n"
            "import numpy as np\n")
 WHOLE_MODELS = {"random_transformer", "block", "run_layers", "forward", "generate", "iclca",
                 "iclaa", "softmax_attend"}
-EVERYTHING = vars(linear_transformer) | vars(iclca_ref)
-OWN = {name: value for name, value in EVERYTHING.items()
-       if getattr(value, "__module__", None) in ("linear_transformer", "iclca_ref")}
 PUBLIC = sorted(name for name, value in OWN.items()
                 if inspect.isfunction(value) and not name.startswith("_"))
-
-
-METHODS = {f"{name}.{method}": getattr(f, "__func__", f) for name, value in OWN.items()
-           if inspect.isclass(value) for method, f in vars(value).items()
-           if getattr(getattr(f, "__func__", f), "__module__", "") == value.__module__}
-
-
-def mentions(code):
-    """The global names in a piece of code and the functions inside it, and attributes as .name."""
-    names = {i.argval if i.opname == "LOAD_GLOBAL" else f".{i.argval}"
-             for i in dis.get_instructions(code)
-             if i.opname in ("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD")}
-    return names.union(*(mentions(c) for c in code.co_consts if isinstance(c, types.CodeType)))
-
-
-def uses(name):
-    """What the function, class or method `name` mentions of the modules, defaults included."""
-    value = METHODS.get(name) or OWN[name]
-    if inspect.isclass(value):
-        defaults, names = getattr(value, "_field_defaults", {}).values(), set()
-    else:
-        defaults, names = value.__defaults__ or (), mentions(value.__code__)
-    names = names | {d.__name__ for d in defaults if inspect.isfunction(d)}
-    return names & OWN.keys() | {m for m in METHODS if f".{m.split('.')[1]}" in names}
-
-
-def needs(name):
-    """The names that `name` needs, those that these need, ...; of classes the methods in use."""
-    found, new = set(), {name}
-    while new:
-        found |= new
-        new = set().union(*map(uses, new)) - found
-    return found - {name} - METHODS.keys()
-
-
-def in_order(names):
-    """The names in the order in which the modules define them."""
-    return sorted(names, key=lambda n: (OWN[n].__module__ != "linear_transformer",
-                                        inspect.getsourcelines(OWN[n])[1]))
-
-
 rng = np.random.default_rng
 x34, x43 = np.arange(12.0).reshape(3, 4) / 9 + 0.1, np.arange(12.0).reshape(4, 3) / 9 + 0.1
 maps, tokens = np.arange(48.0).reshape(3, 4, 4) / 40, np.array([1, 2, 0])
