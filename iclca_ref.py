@@ -208,7 +208,7 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=mean_squared_gradient):
     W, errors = W0.copy(), [Y[:0]]
     for _ in range(steps):
         E = -_plain(eta) * gradient(X @ W.T, Y)
-        W = W + E.T @ X
+        W = W + weight_update(E, X)
         errors.append(E)
     return W, np.concatenate(errors), np.concatenate([X[:0], *[X] * steps])
 

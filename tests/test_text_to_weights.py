@@ -398,12 +398,12 @@ def test_help_explains_every_option():
         assert re.search(rf"^  {option}\s+\w", output, re.M)
 
 
-def test_the_readme_shows_what_the_program_prints():
+def test_the_page_of_the_demonstration_shows_what_the_program_prints():
     def without_rounding(text):
         return re.sub(r"\d\.\de-\d\d", "0", text)
 
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert without_rounding(run("--prompt", "Ada feeds")[1]).strip() in without_rounding(readme)
+    page = (ROOT / "docs" / "demonstration.md").read_text("utf-8")
+    assert without_rounding(run("--prompt", "Ada feeds")[1]).strip() in without_rounding(page)
 
 
 words = st.sampled_from("Ada feeds the owl . qqq é \U0001f600 \ud800".split(" "))
