@@ -313,6 +313,8 @@ def alternating_tokens(x, y):
     x (n, d_in) and y (n, d_out) give (2n, d_in + d_out + 2n). Source: Prop 3, App A.5.
     """
     check_shapes("x:ni y:no", x, y)
+    if x.ndim != 2:
+        raise ValueError(f"x must be (n, d_in), one context, got {x.shape}")
     n, d = len(x), x.shape[1] + y.shape[1]
     pairs = np.stack([np.hstack([x, 0 * y]), np.hstack([0 * x, y])], axis=1)
     return np.hstack([pairs.reshape(2 * n, d), np.eye(2 * n, dtype=pairs.dtype)])
