@@ -23,7 +23,7 @@ def regression_shapes(n, d_in, d_out, tests):
 @st.composite
 def regressions(draw, least=1, rates=rates):
     """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
-    shape = regression_shapes(draw(st.integers(least, 4)), draw(sizes), draw(sizes), draw(sizes))
+    shape = regression_shapes(draw(st.integers(least, 3)), draw(sizes), draw(sizes), draw(sizes))
     rng = draw(rngs)
     return *(uniform(rng, *s) for s in shape.values()), draw(rates)
 

@@ -113,6 +113,13 @@ def test_a_query_of_zero_is_refused():
             implicit_weight_update(w, z, z_in_context)
 
 
+@given(patches(), rngs)
+def test_a_query_with_a_single_entry_that_is_not_zero_is_served(case, rng):
+    w, b, z, z_in_context = case
+    z = z * fractions(np.eye(len(z), dtype=int))[rng.integers(len(z))]
+    assert_exactly_equal(*patched(w, b, z, z_in_context, square_plus_one))
+
+
 @pytest.mark.parametrize("w, z, z_in_context", [
     ((3, 2), (3,), (2,)), ((3, 2), (2,), (3,)), ((3, 2), (1,), (1,)), ((3, 2), (2,), (1,)),
     ((2,), (2,), (2,))])
