@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-import gpt2
-from gpt2 import decode, encode, forward, load, placed, split
-from iclca_ref import iclaa
+from gpt2 import build, decode, encode, forward, load, main, placed, split, vocabulary
 from softmax_rules import apart, caches, converted, rule
 
 MERGES = [*zip(["l", "lo", "Ġ", "e", "low", "o", "r"], ["o", "w", "low", "r", "er", "w", "e"])]
 CONFIG = dict(vocab_size=264, n_positions=40, n_embd=8, n_layer=2, n_head=2)
 normal, TENSORS = np.random.default_rng(0).standard_normal, {}
-gpt2.build(lambda name, *n: TENSORS.setdefault(name, normal(n, "f") / 2), *CONFIG.values())
+build(lambda name, *n: TENSORS.setdefault(name, normal(n, "f") / 2), *CONFIG.values())
 
 
 def packed(tensors, **false_wpe):
@@ -31,7 +29,7 @@ def packed(tensors, **false_wpe):
 MODEL, WPE = packed(TENSORS), TENSORS["wpe.weight"]
 FILES = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": MODEL,
          "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, MERGES), ""]).encode(),
-         "vocab.json": json.dumps(gpt2.vocabulary(MERGES)).encode()}
+         "vocab.json": json.dumps(vocabulary(MERGES)).encode()}
 
 
 def loaded(changed={}):
@@ -53,7 +51,7 @@ WRONG += [("model.safetensors", content, message) for content, message in (
     (packed(TENSORS | {"wpe.weight": np.ones((41, 8), "f")}, shape=[40, 8]), "wpe.weight must"),
     (packed(TENSORS | {"transformer.wpe.weight": WPE}), "transformer.wpe.weight.* twice"),
     (packed(TENSORS | {"wpe.weight": WPE * np.float32(np.nan)}), "wpe.weight .*no numbers"))]
-WRONG += [("vocab.json", json.dumps(gpt2.vocabulary(MERGES[:-1])).encode(), "fit merges.txt"),
+WRONG += [("vocab.json", json.dumps(vocabulary(MERGES[:-1])).encode(), "fit merges.txt"),
           ("merges.txt", FILES["merges.txt"].replace(b"low er", b"lo wer"), "KeyError: 'wer'"),
           *((name, text, "") for name in FILES for text in (b"", b"\n[]", b"\xff", b"[" * 10**5))]
 
@@ -101,7 +99,7 @@ def second_forward(ids):
     return linear(x, "ln_f") @ TENSORS["wte.weight"].T
 
 
-def test_the_model_is_gpt_2_written_a_second_time():
+def test_the_model_is_gpt_2_written_a_second_time_with_or_without_a_prefix():
     more = {"h.0.attn.bias": np.ones((1, 1, 4, 4), "f"), "lm_head.weight": TENSORS["wte.weight"]}
     prefixed = {"transformer." + name: a for name, a in TENSORS.items()} | more
     for tensors in TENSORS, prefixed:
@@ -140,7 +138,7 @@ def test_the_pieces_are_the_text_and_every_text_comes_back_from_its_ids(text, me
 
 
 def test_pairs_are_merged_by_rank_everywhere_and_never_across_pieces():
-    tokens = [*gpt2.vocabulary(MERGES)]
+    tokens = [*vocabulary(MERGES)]
     ids = encode("lower lowlow loloer reerexrerxre", MERGES)
     assert "|".join(tokens[i] for i in ids) == "lower|Ġlow|low|Ġ|lo|lo|er|Ġ|re|er|e|x|r|er|x|re"
     assert tokens[:2] == ["!", '"'] and tokens[94] == "¡" and tokens[188] == "Ā"    # GPT-2's ids
@@ -149,5 +147,5 @@ def test_pairs_are_merged_by_rank_everywhere_and_never_across_pieces():
 @pytest.mark.parametrize("wrong", ["nowhere", "--prompt=", "--prompt=" + "x" * 300, "--m=999999"])
 def test_a_mistake_is_answered_in_words(wrong):
     with pytest.raises(SystemExit) as stop:
-        gpt2.main([wrong])
+        main([wrong])
     assert stop.value.code == 2 or any(word in stop.value.code for word in ("nowhere", "positions"))
