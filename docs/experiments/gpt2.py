@@ -90,13 +90,14 @@ def load(folder):
 
     try:
         path = Path(folder, "merges.txt")
-        lines = path.read_text("utf-8").splitlines()[1:]
-        merges = [(left, right) for left, right in map(str.split, lines)]
+        merges = [(a, b) for a, b in map(str.split, path.read_text("utf-8").splitlines()[1:])]
+        ids = vocabulary(merges)
+        check(all(ids[a + b] > max(ids[a], ids[b]) for a, b in merges), "a merge of later tokens")
         path = Path(folder, "vocab.json")
-        check(json.loads(path.read_bytes()) == vocabulary(merges), "it does not fit merges.txt")
+        check(json.loads(path.read_bytes()) == ids, "it does not fit merges.txt")
         path = Path(folder, "config.json")
         config = json.loads(path.read_bytes())
-        for key, ours in dict(vocab_size=len(vocabulary(merges)), activation_function="gelu_new",
+        for key, ours in dict(vocab_size=len(ids), activation_function="gelu_new",
                               layer_norm_epsilon=1e-5, n_inner=None, scale_attn_weights=True,
                               scale_attn_by_inverse_layer_idx=False).items():
             check(config.get(key, ours) == ours, f"{key} must be {ours}")
@@ -108,9 +109,8 @@ def load(folder):
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         header.pop("__metadata__", None)
-        spans = sorted(entry["data_offsets"] for entry in header.values())
-        begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
-        check([*begins, len(data) - start] == [0, *ends], "truncated, or with overlaps or gaps")
+        begins, ends = zip(*sorted(entry["data_offsets"] for entry in header.values()))
+        check((*begins, len(data) - start) == (0, *ends), "truncated, or with overlaps or gaps")
         gpt2 = build(take, *sizes)
         more = [name for name in header if not re.search(r"\.attn\.(masked_)?bias$|^lm_head", name)]
         check(not more, f"{more} have no place in a model of these sizes, or are there twice")
