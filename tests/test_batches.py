@@ -21,8 +21,8 @@ from iclca_ref import (LSA, attention_bias, compose, context_map, dual_form, far
                        softmax_attention_with_bias, softmax_bias, weight_update)
 from linear_transformer import (Bias, Layer, Transformer, block, chunked_attention, forward,
                                 identity, parallel_attention, random_transformer,
-                                recurrent_attention, relu, rotate, run_layers, softmax,
-                                softmax_attention)
+                                recurrent_attention, relu, rope_frequencies, rotate,
+                                run_layers, softmax, softmax_attention)
 
 BATCHES = (), (1,), (2,), (2, 1), (2, 3)
 # 2 and 3 are lengths of batches too, so that an axis in the wrong place would fit
@@ -252,6 +252,11 @@ def test_the_heads_of_a_layer_add_up_each_from_its_own_start(parallel):
     assert_exactly_equal(state, [np.concatenate(s) for s in zip(*(s for _, s in alone))])
     for y, _ in alone:
         assert_differ(y, x)
+
+
+def test_the_heads_of_a_random_model_turn_by_the_frequencies_of_their_own_width():
+    for layer in random_transformer(np.random.default_rng(0), 9, 24, 5, 2).layers:
+        np.testing.assert_array_equal(layer.theta, rope_frequencies(12))
 
 
 def test_five_layers_are_five_blocks_one_after_the_other():

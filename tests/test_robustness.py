@@ -371,6 +371,10 @@ def test_a_learning_rate_of_any_float_type_leaves_float32_what_it_is(as_given):
     assert gd_weights(W0, eta, 3).p[0, 0] == np.float32(0.125 / 3)
 
 
+def test_a_text_as_long_as_the_model_allows_is_read():
+    assert forward(model._replace(max_length=3), [1, 2, 3])[0].shape == (3, 9)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_refused_by_generate(bad):
     unembed = model.unembed.copy()
