@@ -50,8 +50,7 @@ def key_value_matrix(k, v):
 def linear_bias(context, w_k, w_v, b_kv):
     """b'_KV = b_KV + (X' W_K)ᵀ X' W_V: in Q (KᵀV + b_KV) it stands for X' in front of every prompt.
 
-    context X' (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v), b_kv (..., d_k, d_v).
-    Source: Theorem 4.1, Eq 9-11.
+    X' (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v), b_kv. Source: Thm 4.1, Eq 9-11.
     """
     check_shapes("context:md w_k?:dk w_v?:dv b_kv?:kv", context, w_k, w_v, b_kv)
     return b_kv + key_value_matrix(context @ w_k, context @ w_v)
@@ -80,8 +79,8 @@ def iclca(model, tokens, biases=None):
 
     For every prompt, forward(model, prompt, iclca(model, tokens)) equals forward(model, tokens +
     prompt) on the prompt's rows. `biases` are those of contexts converted before: conversions
-    compose, and leaving the result out undoes them. tokens (..., m), m = 0 included; returns one
-    Bias per layer. Raises as `embed_tokens` does. Source: §4.5, Algorithm 1.
+    compose, and leaving the result out undoes them. tokens (..., m), m = 0 included. Raises as
+    `embed_tokens` does. Source: §4.5, Algorithm 1.
     """
     def update_and_pass_on(q, k, v, bias, rope, normalize):
         new_bias = attention_bias(k, v, bias, rope)                   # this layer's b'_KV and b'_D

@@ -101,8 +101,8 @@ def rope_frequencies(d, base=10_000.0):
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    The angles are computed in float64, because a float32 angle at position 10,000 is off by 0.0005;
-    the results have theta's floating type.
+    The angles are float64, since a float32 one at position 10,000 is off by 0.0005; the result has
+    theta's floating type.
 
     >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
     array([ 1., -1.])
@@ -206,17 +206,18 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
     return np.concatenate(outputs, axis=-2), Bias(s, z).turned(rope, -n)
 
 
-def _equation_13(q, k, v, rq, rk, b, normalize):
-    """o_i = rq_iᵀ (Σ_{j≤i} rk_j v_jᵀ + b_KV) / (q_iᵀ (Σ_{j≤i} k_j + b_D)), and both sums for all j.
+def _equation_13(q, k, v, b, turn, normalize):
+    """(R_i q_i)ᵀ (Σ_{j≤i} R_j k_j v_jᵀ + b_KV) / (q_iᵀ (Σ_{j≤i} k_j + b_D)), and both sums at the end.
 
-    rq and rk are q and k after their rotations; without any, q and k themselves.
+    turn is (cos, sin) at these tokens' positions, or None: then R_i = 1.
     """
-    scores = np.tril(rq @ rk.swapaxes(-1, -2))
+    rq, rk = (rotate(x, *turn) if turn else x for x in (q, k))
+    scores, one = np.tril(rq @ rk.swapaxes(-1, -2)), np.ones((k.shape[-2], 1), k.dtype)
     o = scores @ v + rq @ b.kv
-    if normalize:
-        weights = scores if rk is k else np.tril(q @ k.swapaxes(-1, -2))
-        o = divide(o, weights.sum(axis=-1, keepdims=True) + q @ b.d[..., None])
-    return o, Bias(rk.swapaxes(-1, -2) @ v + b.kv, k.sum(axis=-2) + b.d)
+    if normalize:   # by the same sum of the value 1, not turned
+        weights = np.tril(q @ k.swapaxes(-1, -2)) if turn else scores
+        o = divide(o, weights @ one + q @ b.d[..., None])
+    return o, Bias(rk.swapaxes(-1, -2) @ v + b.kv, (k.swapaxes(-1, -2) @ one)[..., 0] + b.d)
 
 
 def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
@@ -240,11 +241,10 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     b, n = Bias.start(k, v, bias), q.shape[-2]
-    rq, rk = (rotate_at(x, rope, np.arange(1, n + 1)) for x in (q, k))
     for i in range(0, max(n, 1), chunk):
         here = np.s_[..., i:i + chunk, :]
-        q_c, k_c = q[here], k[here]
-        o_c, b = _equation_13(q_c, k_c, v[here], rq[here], rk[here] if rope else k_c, b, normalize)
+        turn = rope(np.arange(i, min(i + chunk, n)) + 1) if rope else None
+        o_c, b = _equation_13(q[here], k[here], v[here], b, turn, normalize)
         o = np.empty(v.shape, o_c.dtype) if i == 0 else o
         o[here] = o_c
     return o, b.turned(rope, -n)
@@ -319,9 +319,7 @@ def embed_tokens(model, tokens, biases=None):
     Raises TypeError for tokens that are no integers, IndexError for one outside the vocabulary, and
     ValueError for more than model.max_length or other than one bias per layer.
     """
-    tokens = np.asarray(tokens)
-    if tokens.size == 0:
-        tokens = tokens.astype(int)
+    tokens = np.asarray(tokens) if np.size(tokens) else np.zeros(np.shape(tokens), int)
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be an array of integers, got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
