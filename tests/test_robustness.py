@@ -166,7 +166,7 @@ BAD_CALLS = [  # what the message must hold, and the call
     ("X (0, 2)", descend(a(1, 2), a(0, 2), a(0, 1))),
     ("steps = -1", descend(a(1, 2), a(3, 2), a(3, 1), steps=-1)),
     ("X (4, 3, 2)", descend(a(4, 1, 2), a(4, 3, 2), a(4, 3, 1))),
-    ("E (), X (3, 2)", descend(a(1, 2), a(3, 2), a(3, 1), gradient=lambda o, y: 1.0)),
+    ("dimension 1", descend(a(2, 2), a(3, 2), a(3, 2), gradient=lambda o, y: a(3, 1))),
     ("1", lambda: gradient_descent(a(1, 2), a(3, 2), a(3, 1), a(3, 1))),
     *[(f"X {X}; {other}", lambda alpha=alpha, X=X, x=x: kernel_prediction(a(*alpha), a(*X), a(*x),
                                                                         np.dot))
