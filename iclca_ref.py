@@ -120,11 +120,10 @@ def linear_recurrence(q, A, B, state):
 
 
 def compose(later, earlier):
-    """Two maps of the state as one: (A₂, B₂) after (A₁, B₁) is s ↦ A₂A₁ s + A₂B₁ + B₂. Associative.
-
-    So contexts can be converted in any bracketing, and in parallel (Martin and Cundy 2018).
-    """
+    """(A₂, B₂) after (A₁, B₁), one map: (A₂A₁, A₂B₁ + B₂). Associative (Martin and Cundy 2018)."""
     (A_2, B_2), (A_1, B_1) = later, earlier
+    if B_2.shape[-2:] != B_1.shape[-2:]:
+        raise ValueError(f"B must have one shape (d_k, d_v), got B_2 {B_2.shape}, B_1 {B_1.shape}")
     return A_2 @ A_1, A_2 @ B_1 + B_2
 
 
@@ -182,7 +181,7 @@ def dual_form(W0, E, X, x):
 def mean_squared_gradient(outputs, targets):
     """(F(x_i) − y_i) / n: the gradient of 1/(2n) Σ ‖F(x_i) − y_i‖² at each output (n, d_out)."""
     check_shapes("outputs:no targets:no", outputs, targets)
-    return (outputs - targets) / len(outputs)
+    return (outputs - targets) / outputs.shape[-2]
 
 
 def _plain(number):
@@ -216,7 +215,7 @@ def kernel_prediction(alpha, X, x, kernel):
     """Σ_i α_i k(x_i, x), the potential function: the dual form on features if k = φ(x)·φ(x').
 
     alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in); kernel takes two vectors (d_in,) and
-    returns a number. Returns (...,) or (..., d_out). Source: Aizerman et al. 1964.
+    returns a number. Source: Aizerman et al. 1964.
     """
     check_shapes("X:ni alpha:n" if alpha.ndim == 1 else "X:ni alpha:no", X, alpha)
     if X.ndim != 2 or x.shape[-1:] != X.shape[-1:]:
@@ -363,8 +362,7 @@ def orthogonal_projection(rng, m, d):
     """
     q, r = np.linalg.qr(rng.standard_normal((-(-m // d), d, d)))
     q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]  # uniform: orthogonal group
-    lengths = np.linalg.norm(rng.standard_normal((m, d)), axis=-1, keepdims=True)
-    return q.reshape(-1, d)[:m] * lengths
+    return q.reshape(-1, d)[:m] * np.linalg.norm(rng.standard_normal((m, d)), axis=1, keepdims=True)
 
 
 def log_random_features(x, projection):

@@ -101,8 +101,7 @@ def rope_frequencies(d, base=10_000.0):
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    The angles are float64, since a float32 one at position 10,000 is off by 0.0005; the result has
-    theta's floating type.
+    Angles are float64: in float32 one is off by 0.0005 at 10,000. The result has theta's type.
 
     >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
     array([ 1., -1.])
@@ -120,7 +119,8 @@ def rotate(x, cos, sin):
     x (..., n, d); cos and sin (n, d/2) or (1, d/2). The result has x's shape and floating type.
     Raises ValueError if cos and sin do not have half of x's width.
     """
-    if 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
+    fits = 2 * cos.shape[-1] == x.shape[-1] and cos.shape[-2] in (1, x.shape[-2])
+    if not fits or cos.shape != sin.shape:
         raise ValueError(f"cos {cos.shape}, sin {sin.shape} must be half as wide as x {x.shape}")
     if x.dtype.char in "fd":  # the pairs as complex numbers, times exp(i·angle): the same, faster
         z = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))
@@ -207,7 +207,7 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
 
 
 def _equation_13(q, k, v, b, turn, normalize):
-    """(R_i q_i)ᵀ (Σ_{j≤i} R_j k_j v_jᵀ + b_KV) / (q_iᵀ (Σ_{j≤i} k_j + b_D)), and both sums at the end.
+    """(R_i q_i)ᵀ (Σ_{j≤i} R_j k_j v_jᵀ + b_KV) / (q_iᵀ (Σ_{j≤i} k_j + b_D)), and both last sums.
 
     turn is (cos, sin) at these tokens' positions, or None: then R_i = 1.
     """
@@ -323,7 +323,8 @@ def embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be an array of integers, got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, got {tokens.tolist()}")
+        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
+                         f"got {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -347,6 +348,7 @@ def forward(model, tokens, biases=None, attend=chunked_attention):
     by `iclca`; None: nothing. Raises as `embed_tokens` does, and ValueError for no tokens.
     """
     x, biases = run_layers(model, tokens, biases, attend)
+    check_shapes("x:nd unembed?:dv", x, model.unembed)
     if x.shape[-2] == 0:
         raise ValueError(f"tokens must not be empty, got shape {x.shape[:-1]}")
     return model.norm(x) @ model.unembed, biases

@@ -17,7 +17,8 @@ from exact import assert_close, assert_differ, assert_exactly_equal, flat, fract
 from iclca_ref import (LSA, attention_bias, compose, context_map, dual_form, farthest_rows, iclaa,
                        iclca, icl_weight_update, kernel_prediction, key_value_matrix, lin_attn,
                        linear_bias, linear_recurrence, log_landmark_features, log_random_features,
-                       lsa, merged_bias, random_features, similarity_attention, softmax_attend,
+                       lsa, mean_squared_gradient, merged_bias, random_features,
+                       similarity_attention, softmax_attend,
                        softmax_attention_with_bias, softmax_bias, weight_update)
 from linear_transformer import (Bias, Layer, Transformer, block, chunked_attention, forward,
                                 identity, parallel_attention, random_transformer,
@@ -136,6 +137,7 @@ CASES = [
     case("dual_form", dual_form, "W0?:oi E:no X:ni x:ri"),
     case("dual_form, one input", dual_form, "W0?:oi E:no X:ni x!:i"),
     case("dual_form, one layer", dual_form, "W0!:oi E?:no X=:ni x:ri"),
+    case("mean_squared_gradient", mean_squared_gradient, "outputs:no targets:no", Fraction),
     case("kernel_prediction", partial(kernel_prediction, kernel=kernel), "alpha!:no X!:ni x:i"),
     case("kernel_prediction of rows", partial(kernel_prediction, kernel=kernel),
          "alpha!:n X!:ni x:ri"),
