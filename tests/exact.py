@@ -145,10 +145,9 @@ def transformers(draw, n_layers=st.integers(1, 3), normalize=often, parallel=st.
     depth, heads, d_ff = draw(n_layers), draw(st.integers(1, 2)), draw(d_ff)
     normalize = draw(normalize)
     # every division or square multiplies the digits, to a million in a third layer
-    phi, norm, activation = draw(st.sampled_from({
-        1: [(identity, rational_norm, relu), (square_plus_one, rational_norm, square_plus_one)],
-        2: [(identity, rational_norm, relu), (identity, affine_norm, relu)],
-        3: [(identity, affine_norm, relu)]}[min(depth, 3)]))
+    deep, shallow = (identity, affine_norm, relu), (identity, rational_norm, relu)
+    square = square_plus_one, rational_norm, square_plus_one
+    phi, norm, activation = draw(st.sampled_from([shallow, square] if depth == 1 else [deep]))
     rng = draw(rngs)
     d_model, d_k, d_v = 2, 4, 1
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,12 @@ def prose(document):
     return re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
 
 
-def names(path):
-    """Every function, class, argument and assigned name of a source file."""
-    for node in ast.walk(ast.parse(read(path))):
-        yield from {ast.FunctionDef: ("name",), ast.ClassDef: ("name",), ast.arg: ("arg",), ast.Name: ("id",),
-                    ast.keyword: ("arg",), ast.Attribute: ("attr",)}.get(type(node), ()) and \
-            [getattr(node, field) for field in ("name", "arg", "id", "attr") if hasattr(node, field)]
+@cache
+def known_names():
+    """Every function, class, argument, attribute and assigned name of the project's sources."""
+    nodes = (node for path in SOURCES if path.name != "answers.py" for node in ast.walk(ast.parse(read(path))))
+    return {value for node in nodes for field in ("name", "arg", "id", "attr")
+            if isinstance(value := getattr(node, field, None), str)} | OTHERS
 
 
 def anchors(document):
@@ -67,9 +68,8 @@ def test_every_test_that_is_named_exists(document):
 @documents
 def test_every_function_that_is_named_exists(document):
     """A name in backquotes, alone or called, is a function, an argument or a variable of some source file."""
-    known = {name for path in SOURCES if path.name != "answers.py" for name in names(path)} | OTHERS
     named = set(re.findall(r"`([a-z]\w*_\w+)(?:\([^`]*\))?(?:=\w+)?`", prose(document)))
-    assert not {name for name in named if not name.startswith("test_")} - known
+    assert not {name for name in named if not name.startswith("test_")} - known_names()
 
 
 @documents
