@@ -108,7 +108,7 @@ def pytest_runtest_call(item):
 def in_words(count):
     """What a control found, in words: "12 shapes, 25 + 1 instances"."""
     shapes, *instances = count.cells()
-    words = [f"{shapes} shapes"] if shapes else []
+    words = [f"{shapes} shape" + "s" * (shapes > 1)] if shapes else []
     if any(instances):
         explicit = f" + {count.explicit}" if count.explicit else ""
         words.append(f"{max(instances) - count.explicit}{explicit} instances")
@@ -132,12 +132,12 @@ def pytest_terminal_summary(terminalreporter):
     write = terminalreporter.write_line
     width, source_width = (max(map(len, column)) for column in zip(*sources.items()))
     terminalreporter.section("what has been proved")
-    columns = "".join(f"{column:>12}" for column in COLUMNS)
+    columns = "".join(f"  {column:>3}" for column in COLUMNS)
     write(f"{'theorem':<{width}}  {'source':<{source_width}}{columns}")
     for theorem, source in sources.items():
         count = proved[theorem]
         cells = ["FAILED"] if count.failed else count.cells()
-        cells = "".join(f"{cell or '-':>12}" for cell in cells)
+        cells = "".join(f"{cell or '-':>{max(len(c), 3) + 2}}" for cell, c in zip(cells, COLUMNS))
         write(f"{theorem:<{width}}  {source:<{source_width}}{cells}")
         for what_was_done, found in broken[theorem].items():
             result = "FAILED" if found.failed else in_words(found)

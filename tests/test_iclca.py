@@ -462,6 +462,14 @@ def test_the_empty_context_changes_nothing(model, context, prompt):
     assert_exactly_equal(iclca(model, [], biases), biases)
 
 
+@pytest.mark.proves("the empty context changes nothing", "§4.5")
+def test_the_empty_context_changes_nothing_for_any_model_and_biases():
+    for shape in every(n=(1, 2), depth=(1, 2), normalize=(False, True), parallel=(False, True)):
+        model = symbolic_transformer(**{k: v for k, v in shape.items() if k != "n"})
+        prompt = [2, 3][:shape["n"]]
+        assert_proved(forward(model, prompt, iclca(model, [])), forward(model, prompt), **shape)
+
+
 @pytest.mark.breaks("the empty context changes nothing", "a context of one token")
 @example(tiny, [0], [1])
 @given(transformers(), texts(1), texts(1))
@@ -477,6 +485,16 @@ def test_decoding_token_by_token_from_converted_biases_equals_one_pass(model, co
     for i, token in enumerate(prompt):
         logits, biases = forward(model, [token], biases)
         assert_exactly_equal(logits[0], whole[len(context) + i])
+
+
+@pytest.mark.proves("decoding = one pass", "§7, Eq 19")
+def test_decoding_a_token_from_the_state_of_those_before_equals_one_pass_for_any_model():
+    for shape in every(m=(1, 2), depth=(1, 2), normalize=(False, True), parallel=(False, True)):
+        model = symbolic_transformer(**{k: v for k, v in shape.items() if k != "m"})
+        context = [0, 1][:shape["m"]]
+        whole, last = forward(model, [*context, 2])
+        _, state = forward(model, context)
+        assert_proved(forward(model, [2], state), (whole[-1:], last), **shape)
 
 
 @pytest.mark.breaks("decoding = one pass", "the context's biases again at every token")
