@@ -250,6 +250,23 @@ def test_softmax_attention_with_a_bias_is_equation_17_with_the_exponential():
         np.testing.assert_allclose(softmax_attention_with_bias(q, k, v, bias, features), expected, rtol=1e-13)
 
 
+def test_a_bias_however_small_or_large_counts_as_equation_17_says():
+    rng = np.random.default_rng(0)
+    _, context, (q, k, v) = layer(rng, np.float64)
+    bias, features = projected(rng.standard_normal((9, 8)))(*context)
+    for scale in 1e-9, 1e-2, 1, 1e9:
+        scaled = Bias(scale * bias.kv, scale * bias.d)
+        expected = similarity_attention(np.tril(np.exp(q @ k.swapaxes(-1, -2) / 8**0.5)), np.exp(features(q / 8**0.25)), v, scaled)
+        np.testing.assert_allclose(softmax_attention_with_bias(q, k, v, scaled, features), expected, rtol=1e-12)
+
+
+def test_the_features_of_a_softmax_bias_see_keys_divided_by_the_fourth_root_of_their_width():
+    k, v = np.random.default_rng(0).standard_normal((2, 5, 16))
+    bias = softmax_bias(k, v, lambda x: x)                       # features exp(k / 2), since 16^(1/4) = 2
+    np.testing.assert_allclose(bias.kv, np.exp(k / 2).T @ v, rtol=1e-13)
+    np.testing.assert_allclose(bias.d, np.exp(k / 2).sum(axis=0), rtol=1e-13)
+
+
 def test_the_error_falls_as_features_are_added_and_merging_needs_fewer():
     rng = np.random.default_rng(0)
     errors = {"none": [], "random": [], "orthogonal": [], "merged": []}
