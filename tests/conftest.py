@@ -18,7 +18,7 @@ from hypothesis import Phase, settings
 # without a database nothing is written, so a checkout may be read-only
 settings.register_profile("fast", max_examples=25, deadline=None, database=None,
                           derandomize="CI" in os.environ)
-settings.register_profile("thorough", max_examples=250, deadline=None, database=None)
+settings.register_profile("thorough", max_examples=400, deadline=None, database=None)
 settings.register_profile("mutation", max_examples=10, deadline=None, database=None,
                           derandomize=True, phases=(Phase.explicit, Phase.generate))
 settings.load_profile("fast")

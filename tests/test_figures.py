@@ -108,10 +108,6 @@ def test_equal_ratios_are_equal_distances_on_a_logarithmic_scale_and_equal_diffe
         assert y[1] - y[0] == pytest.approx(y[2] - y[1]) and y[1] < y[0]
 
 
-def test_what_lies_below_the_scale_stands_at_its_bottom_with_its_value():
-    _, *pieces = svg.chart({"": {"a": {1: 0.5, 2: 0.1}, "b": {1: 0.2, 2: 3e-7}}}, "", "", low=1e-3)
-    assert {"a", "b 3e-07", "0.001"} <= {*words("<svg>" + "".join(pieces) + "</svg>")}
-
 
 def test_help_says_what_the_script_does_and_draws_nothing():
     command = [sys.executable, FIGURES / "draw.py", "--help"]

@@ -56,7 +56,7 @@ def check(run, tokens, splits, limit):
         off = tried[(bad or splits)[0]]
         hints = {"mixed": "rows" in law, "in place": "used" in law, "few digits": off[law] < 1e-3,
                  "state dropped": "one" not in law and off[""] <= limit,
-                 "right one by one": off["one by one"] <= limit}
+                 "right one by one": all(tried[p]["one by one"] <= limit for p in splits)}
         guess = ", ".join(hint for hint in hints if hints[hint]) or "position? normalizer?"
         yield law, max(tried[p][law] for p in splits), guess if bad else "holds", bad
 

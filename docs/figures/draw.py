@@ -159,7 +159,7 @@ def deeper_layers():
 def softmax_conversion():
     """Softmax attention, error against m: random and orthogonal features, and landmarks."""
     lines = results("Softmax", "sharpness", by="sharpness")
-    return chart(lines, "error, sharpness {}", "features m", low=1e-3)
+    return chart(lines, "error, sharpness {}", "features m")
 
 
 def benefit_kept():

@@ -83,11 +83,10 @@ def power(y):
     return f"{10**y:g}" if -3 <= y < 6 else f"{10**y:.0e}"
 
 
-def chart(panels, title, xlabel, log="xy", low=-np.inf, right=130):
+def chart(panels, title, xlabel, log="xy", right=130):
     """Height and pieces of a picture of lines {panel: {name: {x: y}}}; {} in the title is a panel.
 
     The x are numbers, or words m = ... in their order; a line of the first x alone is a level.
-    What is below `low` is drawn there, and if it is a line's end its value is written.
     """
     lines = sorted((a for panel in panels.values() for a in panel.values()), key=len, reverse=True)
     xs, linear = list(dict.fromkeys(x for a in lines for x in a)), "y" not in log
@@ -99,7 +98,7 @@ def chart(panels, title, xlabel, log="xy", low=-np.inf, right=130):
         across, units = fx(xs) - fx(min(xs)), ((1e9, "B"), (1e6, "M"), (1e3, "k"))
         labels = [next((f"{x / size:.3g}{unit}" for size, unit in units if x >= size), x)
                   if max(xs) >= 1e5 else x for x in xs]
-    ys = fy([max(y, low) for a in lines for y in a.values()])
+    ys = fy([y for a in lines for y in a.values()])
     ends = min(ys.min(), *[0] * linear, ys.max()), ys.max()
     steps = (a * 10.0**e for e in range(-2 * linear, 9) for a in (1, 2, 5))
     step = next(step for step in steps if np.ptp(ends) < 6 * step)
@@ -120,12 +119,12 @@ def chart(panels, title, xlabel, log="xy", low=-np.inf, right=130):
                  for name, a in lines.items()}
         last = {name: a[[*a][-1]] for name, a in lines.items()}
         for i, (name, a) in sorted(enumerate(lines.items()), key=lambda item: -last[item[1][0]]):
-            points = [(place[x], down(fy(max(y, low)))) for x, y in a.items()]
-            here = points[-1][1] + (-8 if last[name] < low else 6)
+            points = [(place[x], down(fy(y))) for x, y in a.items()]
+            here = points[-1][1] + 6
             free, end = max(free + 21, here), points[-1][0] + 16
-            words = [name] * (panel == [*panels][-1]) + [f"{last[name]:.0e}"] * (last[name] < low)
+            words = name * (panel == [*panels][-1])
             pieces += [line(f"curve c{i % 4}", *points), *(marker(*point, i) for point in points),
-                       text(end + 16 * (free > here), free, " ".join(words), f"start b c{i % 4}")]
+                       text(end + 16 * (free > here), free, words, f"start b c{i % 4}")]
             pieces += [marker(end + 4, free - 6, i)] * bool(free > here and words)
     return 390, *pieces
 
