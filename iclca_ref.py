@@ -27,7 +27,7 @@ al. 2022 (2212.10559); Irie et al. 2022; Aizerman et al. 1964; von Oswald et al.
 (2212.07677); Dherin et al. 2025 (2507.16003). "Review": ICL-VS-FT's summary of the dual form.
 """
 
-from functools import partial, reduce
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def key_value_matrix(k, v):
 def linear_bias(context, w_k, w_v, b_kv):
     """b'_KV = b_KV + (X' W_K)ᵀ X' W_V: in Q (KᵀV + b_KV) it stands for X' in front of every prompt.
 
-    X' (..., m, d_model), w_k (d_model, d_k), w_v (d_model, d_v), b_kv. Source: Thm 4.1, Eq 9-11.
+    X' (..., m, d), w_k (d, d_k), w_v (d, d_v), b_kv (..., d_k, d_v). Source: Thm 4.1, Eq 9-11.
     """
     check_shapes("context:md w_k?:dk w_v?:dv b_kv?:kv", context, w_k, w_v, b_kv)
     return b_kv + key_value_matrix(context @ w_k, context @ w_v)
@@ -122,8 +122,8 @@ def linear_recurrence(q, A, B, state):
 def compose(later, earlier):
     """(A₂, B₂) after (A₁, B₁), one map: (A₂A₁, A₂B₁ + B₂). Associative (Martin and Cundy 2018)."""
     (A_2, B_2), (A_1, B_1) = later, earlier
-    if B_2.shape[-2:] != B_1.shape[-2:]:
-        raise ValueError(f"B must have one shape (d_k, d_v), got B_2 {B_2.shape}, B_1 {B_1.shape}")
+    matrices = [np.empty(X.shape[-2:]) for X in (A_2, B_2, A_1, B_1)]   # leading axes may broadcast
+    check_shapes("A_2:kk B_2:kv A_1:kk B_1:kv", *matrices)
     return A_2 @ A_1, A_2 @ B_1 + B_2
 
 
@@ -265,7 +265,7 @@ def _blocks(w0, eta, n):
     if w0.ndim != 2 or n < 1:
         raise ValueError(f"w0 must be (d_out, d_in) and n at least 1, got {w0.shape} and n = {n}")
     d_out, d_in = w0.shape
-    return np.eye(d_in, dtype=w0.dtype), np.eye(d_out, dtype=w0.dtype), 0 * w0, _plain(eta) / n
+    return np.eye(d_in, dtype=w0.dtype), np.eye(d_out, dtype=w0.dtype), 0 * w0, _plain(eta / n)
 
 
 def gd_weights(w0, eta, n):
@@ -275,7 +275,7 @@ def gd_weights(w0, eta, n):
 
     It moves context tokens from (x, y) to (x, y − ΔW x) and the query token from (x, −W₀ x) to
     (x, −(W₀ + ΔW) x), so the prediction is minus the query's y-part; the same layer again is the
-    next step. w0 (d_out, d_in), n ≥ 1 context tokens. Source: Prop 1, App A.1, Eq 8.
+    next step. w0 (d_out, d_in), n ≥ 1 tokens; eta exact if w0 is. Source: Prop 1, App A.1, Eq 8.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
@@ -361,7 +361,7 @@ def orthogonal_projection(rng, m, d):
     `log_random_features` stays unbiased; its variance falls. Source: §5; Choromanski et al. 2021.
     """
     q, r = np.linalg.qr(rng.standard_normal((-(-m // d), d, d)))
-    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]  # uniform: orthogonal group
+    q = q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[:, None, :]  # now q is uniform
     return q.reshape(-1, d)[:m] * np.linalg.norm(rng.standard_normal((m, d)), axis=1, keepdims=True)
 
 
@@ -372,8 +372,8 @@ def log_random_features(x, projection):
     (..., n, m). Source: §5; Choromanski et al. 2021, Lemma 1.
     """
     check_shapes("x:nd projection?:md", x, projection)
-    w = projection.astype(x.dtype)
-    return x @ w.T - (x * x).sum(axis=-1, keepdims=True) / 2 - np.log(max(len(w), 1)).item() / 2
+    w = projection.astype(np.result_type(x, np.float16)).swapaxes(-1, -2)
+    return x @ w - (x * x).sum(axis=-1, keepdims=True) / 2 - np.log(w.shape[-1] or 1).item() / 2
 
 
 def random_features(x, projection):
@@ -464,7 +464,7 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
-    """An adapter: softmax attention as the `attend` of `forward`; `converted` is of `iclaa`."""
+    """An adapter: softmax as `forward`'s `attend`, `converted` of `iclaa`; it returns no state."""
     q, k = (rotate_at(x, rope, np.arange(1, x.shape[-2] + 1)) for x in (q, k))
     if converted is None:
         return softmax_attention(q, k, v), None

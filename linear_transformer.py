@@ -17,12 +17,12 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
     q, k, v        queries and keys after the feature map (..., n, d_k), values (..., n, d_v)
     phi            the feature map φ
     theta          rotary frequencies (d_k/2,), in radians per token
-    rope           a function from positions (n,), counted from 1, to (cos, sin), both (n, d_k/2)
+    rope           from positions (n,), counted from 1, negative ones too, to (cos, sin) (n, d_k/2)
     R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
 Arithmetic comes from the input: float32 gives float32, object arrays of Fractions or of any exact
-ring give the same; integers must be wide enough for the sums (int8 wraps around). Shapes that do
+ring give the same; integers must be signed and wide enough for the sums. Shapes that do
 not fit raise ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
@@ -67,7 +67,7 @@ def relu(x):
 def elu_plus_one(x):
     """elu(x) + 1 = x + 1 above 0, exp(x) below: a positive feature map (Katharopoulos et al. 2020).
 
-    In float32 a product of two features loses digits if both x are below −43 (float64: below −354).
+    A product of two features loses digits if their x sum to below −87 (float32) or −708 (float64).
     """
     return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
 
@@ -106,6 +106,7 @@ def rope(positions, theta):
     >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
     array([ 1., -1.])
     """
+    check_shapes("positions:n theta?:h", positions, theta)
     angles = np.multiply.outer(positions, theta)  # whole numbers times float32 are float64
     dtype = np.result_type(theta, np.float16)      # theta's own, or float64 for integers
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
@@ -116,13 +117,13 @@ def rotate(x, cos, sin):
 
         (x_{2m}, x_{2m+1})  becomes  (cos_m x_{2m} − sin_m x_{2m+1},  sin_m x_{2m} + cos_m x_{2m+1})
 
-    x (..., n, d); cos and sin (n, d/2) or (1, d/2). The result has x's shape and floating type.
-    Raises ValueError if cos and sin do not have half of x's width.
+    x (..., n, d); cos and sin (..., n, d/2) or (1, d/2). The result has x's shape; float32 and
+    float64 stay. Raises ValueError if cos and sin do not have half of x's width.
     """
     fits = 2 * cos.shape[-1] == x.shape[-1] and cos.shape[-2] in (1, x.shape[-2])
     if not fits or cos.shape != sin.shape:
         raise ValueError(f"cos {cos.shape}, sin {sin.shape} must be half as wide as x {x.shape}")
-    if x.dtype.char in "fd":  # the pairs as complex numbers, times exp(i·angle): the same, faster
+    if x.dtype in (np.float32, np.float64):   # complex numbers times exp(i·angle): the same, faster
         z = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))
         return (z * (cos + 1j * sin).astype(z.dtype)).view(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -143,9 +144,8 @@ class Bias(NamedTuple):
     """The state of linear attention, and what a context becomes: the paper's b_KV and b_D.
 
     kv (..., d_k, d_v) and d (..., d_k), in the frame just before position 1: the token that comes
-    next has position 1 (Theorem 4.5). Leading axes may be left out: then one Bias serves the whole
-    batch. Elsewhere "attention bias" means what ALiBi or T5 add to the scores; this is something
-    else.
+    next has position 1 (Theorem 4.5). Leading axes may be left out: then one Bias serves a batch.
+    Not what ALiBi or T5 call an attention bias, which is added to the scores.
     """
 
     kv: np.ndarray
@@ -187,8 +187,7 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None;
     without `rope` R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and
     the state after the last token in the frame of the next one, Bias(R_{−n} s_n, z_n). Raises
-    ValueError for a denominator of 0. Source: §7, Eq 19, with D₁ = φ and D₂ = Σ φ(K_j) (Definition
-    3.2).
+    ValueError for a denominator of 0, see `divide`. Source: §7, Eq 19, with D₁, D₂ of Def 3.2.
 
     >>> one = np.ones((3, 1))
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()   # running mean
@@ -359,8 +358,8 @@ def generate(model, tokens, n, biases=None):
 
     Logits within 1,000 eps of the largest count as equal, and then the smallest token wins, so
     that the order of a sum breaks no tie (unless all logits are rounding noise around 0). Raises
-    as `forward` does, and ValueError for a negative n, tokens of another shape, and logits that
-    are not finite numbers.
+    as `forward` does, which checks `tokens` alone for max_length, and ValueError for a negative n,
+    tokens of another shape, and logits that are not finite.
     """
     if n < 0 or np.ndim(tokens) != 1:
         raise ValueError(f"tokens must be (m,) and n at least 0, got {np.shape(tokens)}, n = {n}")
@@ -388,7 +387,7 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
     d_ff, d_k, depth = 4 * d_model if d_ff is None else d_ff, d_model // n_heads, 2 * n_layers
 
     def weights(*shape, fan_in):
-        return rng.standard_normal(shape, dtype) / max(fan_in, 1) ** 0.5
+        return rng.standard_normal(shape, dtype) / float(max(fan_in, 1)) ** 0.5
 
     def layer():
         w_q, w_k, w_v = (weights(n_heads, d_model, d_k, fan_in=d_model) for _ in range(3))

@@ -14,7 +14,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 SOURCES = [ROOT / "iclca_ref.py", ROOT / "linear_transformer.py", *(ROOT / "docs").rglob("*.py"),
            *(ROOT / "tests").glob("*.py")]
-OTHERS = {"b_KV", "allow_pickle", "get_executor"}    # the paper's symbol; NumPy's and Dask's names
+OTHERS = {"b_KV", "b_D", "allow_pickle", "get_executor"}    # the paper's symbols; NumPy's and Dask's
 
 
 def read(document):

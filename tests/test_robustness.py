@@ -462,3 +462,32 @@ def test_100_000_tokens_with_features_up_to_10_000_stay_within_the_stated_error(
         assert np.isfinite(single).all() and single.dtype == np.float32
         allowed = limit * np.finfo(np.float32).eps * np.linalg.norm(double)
         assert np.linalg.norm(single - double) <= allowed
+
+
+# ---- What a second hostile test found ---------------------------------------------------------------
+
+def test_arrays_of_the_other_byte_order_turn_alike():
+    x, table = np.random.default_rng(0).standard_normal((3, 4)), rope(np.arange(3), rope_frequencies(4))
+    np.testing.assert_allclose(rotate(x.astype(">f8"), *table), rotate(x, *table), rtol=1e-15)
+
+
+def test_a_projection_is_not_truncated_for_whole_numbers_and_may_be_one_for_each_batch():
+    x, w = np.array([[1, 0, 2]]), np.random.default_rng(0).standard_normal((2, 3))
+    np.testing.assert_allclose(random_features(x, w), random_features(x.astype(float), w), rtol=1e-15)
+    x, w = np.random.default_rng(0).standard_normal((2, 2, 4, 3))
+    both = log_random_features(x, w)
+    for one, alone, projection in zip(both, x, w):
+        np.testing.assert_allclose(one, log_random_features(alone, projection), rtol=1e-13)
+
+
+def test_numpy_integers_as_sizes_keep_float32():
+    assert gd_weights(np.ones((1, 2), np.float32), 0.5, np.int64(4)).p.dtype == np.float32
+    model = random_transformer(np.random.default_rng(0), 5, np.int64(4), np.int64(1), 2, dtype=np.float32)
+    assert {w.dtype for w in (model.embed, model.unembed, *model.layers[0])} == {np.dtype(np.float32)}
+
+
+def test_maps_that_are_not_square_and_frequencies_with_an_axis_too_many_are_refused():
+    with pytest.raises(ValueError, match=r"A_2 \(1, 3\)"):
+        compose((np.ones((1, 3)), np.ones((3, 2))), (np.ones((3, 3)), np.ones((3, 2))))
+    with pytest.raises(ValueError, match=r"theta \(1, 2\)"):
+        rope(np.arange(3), np.ones((1, 2)))
