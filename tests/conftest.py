@@ -99,6 +99,10 @@ def pytest_runtest_call(item):
         for row in rows:
             row.failed |= not isinstance(error, pytest.skip.Exception)
         raise
+    if rows and not tally:
+        for row in rows:
+            row.failed = True
+        pytest.fail("the test stands for a row of the table, but compared nothing")
     for row in rows:
         row.compared.update(tally)
         row.explicit += explicit

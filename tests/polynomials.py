@@ -1,14 +1,11 @@
 """Polynomials in named variables: arrays of them prove a theorem for every value of one shape.
 
-Arrays of polynomials that are == have equal values whatever the variables stand for. Two operations
-leave the polynomials, and each of them brings in new variables:
-
-    1 / d            one for each d, up to a factor; if d has one term, its negative power
-    unknown(name)    one for each entry of the value at each argument: any function may be meant
-
-They forget facts, such as d · (1/d) = 1, and keep that equal arguments have equal values. What is
-equal without those facts is equal with them: a proof, for every input without a zero denominator.
-Inequality is no proof, as d · (1/d) != 1 shows: a difference must show at a point (exact.evaluate).
+Arrays of polynomials that are == have equal values whatever the variables stand for. Two
+operations bring in new variables: 1 / d, one for each d up to a factor (if d has one term, its
+negative power), and unknown(name), one for each entry of the value at each argument. They forget
+facts, such as d · (1/d) = 1. What is equal without those facts is equal with them: a proof, for
+every input without a zero denominator. Inequality is none, as d · (1/d) != 1 shows; what differs
+must do so at a point: exact.evaluate.
 """
 
 from fractions import Fraction
@@ -70,7 +67,11 @@ class Polynomial:
     __sub__ = lambda p, q: p + -q
     __rsub__ = lambda p, q: -p + q
     __pow__ = lambda p, n: prod([reciprocal(p) if n < 0 else p] * abs(n), start=p * 0 + 1)
-    __bool__ = lambda p: bool(p.terms)
+
+    def __bool__(self):
+        if self.terms.keys() - {one}:
+            raise TypeError(f"whether {self} is 0 depends on its variables")
+        return bool(self.terms)
 
     def __repr__(self):
         text = ""

@@ -53,6 +53,26 @@ def test_the_three_forms_are_the_same_polynomials_across_the_chunk_of_32():
     assert_proved(chunked_attention(*arguments(case)), definition, **shape)
 
 
+@pytest.mark.proves("one token more is one token from the state", "§7, Eq 19")
+def test_a_text_is_its_last_token_read_from_the_state_of_those_before_in_all_three_forms():
+    """The step of the induction over the length, at any place: the state is seen from the next token."""
+    for shape in every(m=(1, 2, 3), n=(1,), pairs=(1, 2), d_v=(1,), **options):
+        case = symbolic_case(**shape)
+        for attend in recurrent_attention, parallel_attention, partial(chunked_attention, chunk=2):
+            o, last = attend(*arguments(case))
+            _, state = attend(*case.context, *arguments(case)[3:])
+            assert_proved(attend(*case.prompt, state, *arguments(case)[4:]), (o[..., case.m:, :], last), **shape)
+
+
+@pytest.mark.breaks("one token more is one token from the state", "the state in the frame of the first token")
+def test_from_the_state_in_the_frame_of_the_first_token_the_next_output_is_another_polynomial():
+    case = symbolic_case(1, 1, rotated=True)
+    o, _ = recurrent_attention(*arguments(case))
+    _, state = recurrent_attention(*case.context, *arguments(case)[3:])
+    turned = state.turned(case.rope, 1)
+    assert_refuted(recurrent_attention(*case.prompt, turned, *arguments(case)[4:])[0], o[..., 1:, :])
+
+
 @pytest.mark.proves("three forms, one function", "Eq 5, 13, 19")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @given(rngs, st.booleans())
@@ -110,6 +130,12 @@ def test_without_the_mask_attention_is_not_causal(case, rng):
             for x in (case.k, case.v))
     unmasked, changed = (case.q @ attention_bias(k, v).kv for k, v in ((case.k, case.v), (k, v)))
     assert_differ(unmasked[..., :case.m, :], changed[..., :case.m, :])
+
+
+@pytest.mark.breaks("causality", "attention without the causal mask")
+def test_without_the_mask_an_output_holds_variables_of_a_later_token():
+    q, k, v, *_ = symbolic_case(1, 1)
+    assert_refuted((q @ attention_bias(k, v).kv)[:, :1], (q[:, :1] @ attention_bias(k[:, :1], v[:, :1]).kv))
 
 
 # ---- The functions themselves -----------------------------------------------------------------------

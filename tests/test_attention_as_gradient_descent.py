@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exact import (assert_close, assert_differ, assert_exactly_equal, assert_proved, assert_refuted,
-                   every, fractions, rates, rngs, shapes, square_plus_one, uniform)
+                   case_rngs, every, fractions, rates, rngs, shapes, square_plus_one, uniform)
 from iclca_ref import (LSA, alternating_tokens, gd_plus_plus_weights, gd_weights, gradient_descent,
                        kernel_prediction, lsa, pairing_weights)
 from linear_transformer import identity, mlp
@@ -267,7 +267,7 @@ def one_step_after(move, X, eta):
 
 
 FASTER = "GD++ goes faster with η tuned again", "App A.10"
-two_sizes = rngs.map(lambda rng: uniform(rng, 2, low=1, high=2**32)).filter(
+two_sizes = case_rngs.map(lambda rng: uniform(rng, 2, low=1, high=2**32)).filter(
     lambda sizes: sizes[0] != sizes[1])
 thirds = rates.map(lambda share: share / 3)
 
@@ -418,7 +418,6 @@ def test_weights_that_fit_already_are_driven_away_by_the_second_layer():
     assert_refuted(predicted, expected)
 
 
-@pytest.mark.breaks(STACKED[0], "two layers with W₀ ≠ 0, and tokens (x, −W₀ x)")
 def test_with_other_start_weights_the_layers_come_to_rest_at_a_wrong_answer():
     rng = np.random.default_rng(0)
     X = np.linalg.qr(rng.standard_normal((6, 3)))[0] * [1.0, 0.9, 0.8]

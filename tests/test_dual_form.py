@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exact import (assert_close, assert_differ, assert_exactly_equal, assert_proved, assert_refuted,
-                   every, fractions, rates, rngs, shapes, uniform)
+                   every, fractions, rates, case_rngs, rngs, shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
                        kernel_prediction, key_value_matrix, lin_attn, linear_bias, lsa,
                        mean_squared_gradient, weight_update)
@@ -24,7 +24,7 @@ def regression_shapes(n, d_in, d_out, tests):
 def regressions(draw, least=1, rates=rates):
     """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
     shape = regression_shapes(draw(st.integers(least, 3)), draw(sizes), draw(sizes), draw(sizes))
-    rng = draw(rngs)
+    rng = draw(case_rngs)
     return *(uniform(rng, *s) for s in shape.values()), draw(rates)
 
 
@@ -278,7 +278,7 @@ def demonstration_shapes(m, n, d, d_k, d_v):
 @st.composite
 def demonstrations(draw):
     """Demonstrations (m, d), query tokens (n, d), w_k (d, d_k), w_v (d, d_v), a query (d_k,)."""
-    rng = draw(rngs)
+    rng = draw(case_rngs)
     shape = demonstration_shapes(*(draw(sizes) for _ in range(5)))
     return tuple(uniform(rng, *s) for s in shape.values())
 

@@ -8,11 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exact import (Case, assert_close, assert_differ, assert_exactly_equal, assert_proved,
-                   assert_refuted, attention_cases, every, fractions, rational_rope, realistic, rngs,
+                   assert_refuted, attention_cases, every, fractions, rational_rope, realistic, case_rngs, rngs,
                    shapes, symbolic_case, symbolic_transformer, transformers, uniform)
 from iclca_ref import attention_bias, iclca, key_value_matrix, linear_bias
 from linear_transformer import (Bias, Layer, Transformer, chunked_attention, forward, identity,
-                                parallel_attention, random_transformer, recurrent_attention, rotate_at)
+                                parallel_attention, random_transformer, recurrent_attention, rotate_at,
+                                run_layers)
 from polynomials import Polynomial, variables
 
 attend = partial(chunked_attention, chunk=2)   # so that short texts have several chunks
@@ -41,7 +42,7 @@ def linear_shapes(m, n, d, d_k, d_v):
 def linear_cases(draw, least=0):
     """A context (m, d), a prompt (n, d), w_q, w_k, w_v and b_kv."""
     m, n = (draw(st.integers(least, 3)) for _ in range(2))
-    sizes, rng = [draw(st.integers(1, 3)) for _ in range(3)], draw(rngs)
+    sizes, rng = [draw(st.integers(1, 3)) for _ in range(3)], draw(case_rngs)
     return tuple(uniform(rng, *shape) for shape in linear_shapes(m, n, *sizes).values())
 
 
@@ -111,6 +112,11 @@ def test_with_keys_that_depend_on_all_tokens_the_key_value_matrix_does_not_split
     assert_differ(*split(case, depending_on_all))
 
 
+@pytest.mark.breaks("Key-Value matrix", "keys divided by the sum of all keys")
+def test_with_keys_that_depend_on_all_tokens_both_sides_are_other_functions():
+    assert_refuted(*split(symbolic_case(1, 1), depending_on_all))
+
+
 # ---- §4.1: no other weights will do -----------------------------------------------------------------
 
 def constant_term(a):
@@ -129,7 +135,7 @@ def test_whatever_w_1_and_w_2_their_term_has_no_part_without_x_and_what_the_cont
         w_1, w_2 = variables("a", *s["k"]), variables("b", *s["v"])
         absorbed = key_value_matrix(context @ w_k, context @ w_v)
         needed = key_value_matrix(x @ w_k, x @ w_v) + absorbed
-        assert_proved(constant_term(key_value_matrix(x @ w_1, x @ w_2)), 0 * absorbed, **shape)
+        assert_proved(constant_term(key_value_matrix(x @ w_1, x @ w_2)), 0 * absorbed, zero=True, **shape)
         assert_proved(constant_term(needed), absorbed, **shape)
         assert_refuted(absorbed, 0 * absorbed)
         assert_proved(linear_bias(context, w_k, w_v, 0 * absorbed), absorbed, **shape)   # a bias has it
@@ -272,19 +278,35 @@ def test_with_rotations_that_do_not_compose_theorem_4_5_fails(case):
     assert_differ(converted(crooked), in_context(crooked))
 
 
+@pytest.mark.breaks("Theorem 4.5", "turning by the square of the position (R_a R_b ≠ R_{a+b})")
+def test_with_rotations_that_do_not_compose_both_sides_are_other_polynomials():
+    case = symbolic_case(1, 1, rotated=True)
+    crooked = case._replace(rope=lambda positions: case.rope(positions * positions))
+    assert_refuted(converted(crooked), in_context(crooked))
+
+
+def squared(q, k, v, bias, rope, normalize):
+    """Attention with the normalizer φ(q)·(Σ φ(k))², entry by entry."""
+    o, _ = parallel_attention(q, k, v, bias, rope, normalize=False)
+    z = k.cumsum(axis=-2)
+    return o / (q * (z * z + (bias.d[..., None, :] if bias else 0))).sum(axis=-1, keepdims=True), None
+
+
+def squared_bias(k, v, bias, rope):
+    z = k.sum(axis=-2)
+    return Bias(key_value_matrix(k, v), z * z)
+
+
+@pytest.mark.breaks("Theorem 4.5", "the normalizer (Σ φ(k))² (against Assumption 4.4)")
+def test_with_a_normalizer_that_does_not_separate_both_sides_are_other_functions():
+    case = symbolic_case(1, 1)
+    assert_refuted(converted(case, squared, squared_bias), in_context(case, squared))
+
+
 @pytest.mark.breaks("Theorem 4.5", "the normalizer (Σ φ(k))² (against Assumption 4.4)")
 @example(smallest_normalized)
 @given(attention_cases(**both, rotated=st.just(False), biased=st.just(False)))
 def test_with_a_normalizer_that_does_not_separate_theorem_4_5_fails(case):
-    def squared(q, k, v, bias, rope, normalize):
-        o, _ = parallel_attention(q, k, v, bias, rope, normalize=False)
-        z = k.cumsum(axis=-2)
-        return o / (q * (z * z + (bias.d[..., None, :] if bias else 0))).sum(axis=-1, keepdims=True), None
-
-    def squared_bias(k, v, bias, rope):
-        z = k.sum(axis=-2)
-        return Bias(key_value_matrix(k, v), z * z)
-
     assert_differ(converted(case, squared, squared_bias), in_context(case, squared))
 
 
@@ -324,6 +346,13 @@ def test_the_state_in_the_frame_of_the_first_token_is_not_the_bias(case):
     assert_differ(state.turned(case.rope, case.m).kv, bias.kv)
 
 
+@pytest.mark.breaks("Eq 19: the bias is the state", "the state in the frame of the first token")
+def test_the_state_in_the_frame_of_the_first_token_is_another_polynomial():
+    case = symbolic_case(1, 0, rotated=True)
+    bias, state = state_of(case)
+    assert_refuted(state.turned(case.rope, 1).kv, bias.kv)
+
+
 @pytest.mark.proves("contexts compose", "§1, §8")
 @given(attention_cases())
 def test_converting_one_context_on_top_of_another_equals_converting_both_at_once(case):
@@ -344,6 +373,13 @@ def test_adding_the_biases_of_two_contexts_without_turning_the_first_fails(case)
     (_, k_1, v_1), (_, k_2, v_2) = case.context, case.prompt
     added = attention_bias(k_1, v_1, None, case.rope).kv + attention_bias(k_2, v_2, None, case.rope).kv
     assert_differ(added, attention_bias(case.k, case.v, None, case.rope).kv)
+
+
+@pytest.mark.breaks("contexts compose", "adding the two biases as they are")
+def test_the_sum_of_two_biases_is_another_polynomial_than_the_bias_of_both():
+    case = symbolic_case(1, 1, rotated=True)
+    added = sum(attention_bias(k, v, None, case.rope).kv for _, k, v in (case.context, case.prompt))
+    assert_refuted(added, attention_bias(case.k, case.v, None, case.rope).kv)
 
 
 # ---- Algorithm 1: whole transformers ----------------------------------------------------------------
@@ -389,8 +425,10 @@ def test_one_block_of_any_rows_from_any_biases_converts_which_is_the_induction_o
     for shape in every(m=(1, 2), n=(1, 2), heads=(1, 2), normalize=(False, True), parallel=(False, True)):
         options = {k: v for k, v in shape.items() if k not in "mn"}
         bias = Bias(variables("s", shape["heads"], 2, 1), variables("z", shape["heads"], 2))
-        assert_proved(*algorithm_1(symbolic_transformer(**options), [0, 1][:shape["m"]], [2, 3][:shape["n"]], [bias]),
-                      **shape, started=True)
+        model, context, prompt = symbolic_transformer(**options), [0, 1][:shape["m"]], [2, 3][:shape["n"]]
+        assert_proved(*algorithm_1(model, context, prompt, [bias]), **shape, started=True)
+        alone, whole = (run_layers(model, text, [bias])[0] for text in (context, context + prompt))
+        assert_proved(alone, whole[:len(context)], **shape, started=True)      # the next block's context rows
 
 
 @pytest.mark.proves("Algorithm 1", "§4.5, App D")

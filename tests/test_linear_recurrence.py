@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (angles, assert_close, assert_differ, assert_exactly_equal, assert_proved,
-                   assert_refuted, every, fractions, rates, rational_rope, realistic, rngs, rotations,
+                   assert_refuted, every, fractions, rates, rational_rope, realistic, case_rngs, rngs, rotations,
                    shapes, symbolic_rope, uniform)
-from iclca_ref import attention_bias, compose, context_map, gradient_descent, linear_recurrence
+from iclca_ref import (attention_bias, compose, context_map, gradient_descent, key_value_matrix,
+                       linear_recurrence)
 from linear_transformer import chunked_attention, recurrent_attention, rotate
 from polynomials import variables
 
@@ -93,7 +94,7 @@ def paper(name, t):
 
 @st.composite
 def token_cases(draw, least=0):
-    n, pairs, d_v, rng = draw(st.integers(least, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(rngs)
+    n, pairs, d_v, rng = draw(st.integers(least, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(case_rngs)
     u = partial(uniform, rng)
     return Tokens(u(n, 2 * pairs), u(n, 2 * pairs), u(n, d_v), u(n), u(n), u(n, 2 * pairs), u()[()],
                   partial(rational_rope, theta=rotations(rng, pairs)), u(2 * pairs, d_v))
@@ -106,7 +107,7 @@ def symbolic_tokens(n, pairs=1, d_v=1):
 
 
 rows = pytest.mark.parametrize("name", TABLE)
-SHAPES = shapes(every(n=(0, 1, 2), pairs=(1,), d_v=(1, 2)), every(n=range(4), pairs=(1, 2), d_v=(1, 2)))
+SHAPES = shapes(every(n=(1, 2), pairs=(1,), d_v=(1, 2)), every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2)))
 
 
 # ---- Every row of the table is its paper's recurrence -----------------------------------------------
@@ -128,7 +129,8 @@ def test_a_row_of_the_table_is_its_papers_recurrence_for_every_input(name):
         assert_proved(recurrence(name, t), paper(name, t), row=list(TABLE).index(name) + 1, **shape)
 
 
-for test in test_a_row_of_the_table_is_its_papers_recurrence, test_a_row_of_the_table_is_its_papers_recurrence_for_every_input:
+for test in (test_a_row_of_the_table_is_its_papers_recurrence,
+             test_a_row_of_the_table_is_its_papers_recurrence_for_every_input):
     pytest.mark.proves("every row of the table is its paper", "RetNet ... Kimi Linear")(test)
 
 
@@ -136,7 +138,7 @@ for test in test_a_row_of_the_table_is_its_papers_recurrence, test_a_row_of_the_
 @pytest.mark.parametrize("name, above", list(zip(list(TABLE)[1:], TABLE)))
 def test_a_row_of_the_table_is_not_the_recurrence_of_the_row_above(name, above):
     t = symbolic_tokens(2)
-    assert_refuted(recurrence(above, t)[0], paper(name, t)[0])
+    assert_refuted(recurrence(above, t)[0], paper(name, t)[0], row=list(TABLE).index(name) + 1)
 
 
 # ---- The map replaces the context, for every start and every A, B -----------------------------------
@@ -182,7 +184,8 @@ def test_the_map_of_a_context_replaces_it_for_every_start_every_a_and_every_b():
 def test_one_step_from_any_state_is_the_induction_over_the_length():
     for shape in every(m=(1,), n=(0,), d_k=(1, 2, 3), d_v=(1, 2, 3)):
         q, A, B, s = symbolic_steps(**shape)
-        assert_proved(linear_recurrence(q, A, B, s)[1], A[0] @ s + B[0], **shape)
+        after = A[0] @ s + B[0]
+        assert_proved(linear_recurrence(q, A, B, s), (q @ after, after), **shape)
 
 
 @pytest.mark.breaks("a context is one affine map", "starting from b + B in place of A b + B")
@@ -195,7 +198,7 @@ def test_starting_from_b_plus_B_the_context_is_not_replaced(rng, m, n, d_k, d_v)
 @pytest.mark.parametrize("name", list(TABLE)[1:])
 def test_starting_from_b_plus_B_fails_in_every_row_of_the_table_but_the_first(name):
     t = symbolic_tokens(2)
-    assert_refuted(*bias_added(1, t.q, *TABLE[name](t), t.state))
+    assert_refuted(*bias_added(1, t.q, *TABLE[name](t), t.state), row=list(TABLE).index(name) + 1)
 
 
 def test_starting_from_b_plus_B_is_right_in_the_first_row_of_the_table():
@@ -219,7 +222,7 @@ def test_the_composition_of_two_contexts_maps_is_the_map_of_both(rng, m, n, d_k,
 
 @pytest.mark.proves("maps compose, associatively", "Martin and Cundy 2018")
 def test_composition_is_associative_and_the_map_of_both_for_every_a_and_b():
-    for shape in every(m=range(3), n=range(3), d_k=(1, 2), d_v=(1, 2)):
+    for shape in every(m=range(3), n=range(3), d_k=(1, 2), d_v=(1, 2)) + [dict(m=40, n=30, d_k=1, d_v=1)]:
         assert_proved(*of_both(shape["m"], *symbolic_steps(**shape)), **shape)
     for shape in every(d_k=(1, 2, 3), d_v=(1, 2)):
         maps = [(variables("A" + x, shape["d_k"], shape["d_k"]), variables("B" + x, *shape.values())) for x in "xyz"]
@@ -255,6 +258,14 @@ def test_theorem_4_5_is_the_row_of_the_table_that_turns_the_state_back_before_ea
 def test_theorem_4_5_is_the_row_a_for_every_key_value_start_and_angle():
     for shape in SHAPES[2:]:
         assert_proved(*theorem_4_5_as_a_row(symbolic_tokens(**shape)), **shape)
+
+
+@pytest.mark.breaks("Theorem 4.5 is the row A = R_{−1}", "R_1 in the place of R_{−1}")
+def test_with_the_state_turned_forward_the_map_is_another_polynomial():
+    t = symbolic_tokens(1)
+    A, B = TABLE["rotary"](t)
+    a, b = context_map(A.swapaxes(-1, -2), B)
+    assert_refuted(a @ t.state + b, theorem_4_5_as_a_row(t)[0][0])
 
 
 @pytest.mark.breaks("Theorem 4.5 is the row A = R_{−1}", "R_1 in the place of R_{−1}")
@@ -297,8 +308,7 @@ def test_linear_attention_is_not_online_gradient_descent():
 
 def ridge(k, v, beta):
     """(H, G) = (Σ β k kᵀ, Σ β k vᵀ): with (H + Λ)⁻¹ G the context's weighted ridge regression."""
-    weighted = (beta[:, None] * k).T
-    return weighted @ k, weighted @ v
+    return key_value_matrix(beta[:, None] * k, k), key_value_matrix(beta[:, None] * k, v)
 
 
 @pytest.mark.proves("least squares: (H, G) adds", "MesaNet")
@@ -310,6 +320,17 @@ def test_the_pair_of_least_squares_adds_and_its_gradient_is_zero_at_the_solution
     W = t.state                                   # at any W: Σ β k (kᵀW − v)ᵀ + ΛW = (H + Λ) W − G
     gradient = (t.beta[:, None] * t.k).T @ (t.k @ W - t.v) + t.gamma * W
     assert_exactly_equal(gradient, (H + t.gamma * one(t)[0]) @ W - G)
+
+
+@pytest.mark.proves("least squares: (H, G) adds", "MesaNet")
+def test_the_pair_of_least_squares_adds_and_gives_the_gradient_for_all_contexts():
+    for shape in every(m=(1, 2), n=(1, 2), pairs=(1,), d_v=(1, 2)):
+        t = symbolic_tokens(shape["m"] + shape["n"], d_v=shape["d_v"])
+        parts = [ridge(t.k[c], t.v[c], t.beta[c]) for c in (np.s_[:shape["m"]], np.s_[shape["m"]:])]
+        H, G = ridge(t.k, t.v, t.beta)
+        assert_proved([a + b for a, b in zip(*parts)], [H, G], **shape)
+        gradient = (t.beta[:, None] * t.k).T @ (t.k @ t.state - t.v) + t.gamma * t.state
+        assert_proved(gradient, (H + t.gamma * one(t)[0]) @ t.state - G, **shape)
 
 
 @pytest.mark.breaks("least squares: (H, G) adds", "adding the two regressions instead of their pairs")

@@ -216,3 +216,11 @@ def test_what_is_empty_is_not_counted_and_each_shape_is_counted_once():
         assert_proved(np.array([x]), np.array([x]), M=1)
     assert compared == {("every input", (("M", 1),))}
     compared.clear()
+
+
+def test_whether_a_variable_is_zero_cannot_be_asked():
+    x = variables("x")
+    for question in lambda: bool(x), lambda: 1 if x - 1 else 0, lambda: np.where(variables("x", 2), 1, 0):
+        with pytest.raises(TypeError, match="depends on its variables"):
+            question()
+    assert not x - x and bool(x - x + 1)

@@ -109,7 +109,7 @@ def merged_into_itself(case, landmarks=None):
                                  None)[..., case.m:, :])
 
 
-@pytest.mark.proves("every key its own landmark loses nothing", "§5, Eq 17; merging is ours")
+@pytest.mark.proves("Eq 17 with one feature per key is exact", "§5, Eq 17")
 def test_with_every_key_its_own_landmark_nothing_is_lost_for_any_similarity_at_all():
     for shape in every(m=range(3), n=(1, 2), heads=(1, 2), pairs=(1,), d_v=(1, 2)):
         assert_proved(*merged_into_itself(symbolic_case(**shape)), **shape)
@@ -133,7 +133,7 @@ def projected(w):
     return lambda k, v: (softmax_bias(k, v, features), features)
 
 
-@pytest.mark.proves("every key its own landmark loses nothing", "§5, Eq 17; merging is ours")
+@pytest.mark.proves("merged_bias: every key a landmark loses nothing", "§5, Eq 17; ours")
 @floating
 @given(rngs, st.sampled_from([1.0, 9.0]))
 def test_with_every_key_a_landmark_the_conversion_equals_the_context_to_rounding(dtype, rng, scale):
@@ -143,7 +143,7 @@ def test_with_every_key_a_landmark_the_conversion_equals_the_context_to_rounding
     assert_close(converted, softmax_attention(*whole)[:, 20:], ulps=30 + 30 * float(scores))
 
 
-@pytest.mark.breaks("every key its own landmark loses nothing", "one key merged with another")
+@pytest.mark.breaks("Eq 17 with one feature per key is exact", "one key counted at another")
 def test_with_one_landmark_fewer_the_conversion_is_not_exact():
     case = symbolic_case(2, 1)
     landmarks = case.k[:, [0, 0]]                  # both keys of the context counted at the first
