@@ -2,10 +2,9 @@
 
 Arrays of polynomials that are == have equal values whatever the variables stand for. Two
 operations bring in new variables: 1 / d, one for each d up to a factor (if d has one term, its
-negative power), and unknown(name), one for each entry of the value at each argument. They forget
-facts, such as d · (1/d) = 1. What is equal without those facts is equal with them: a proof, for
-every input without a zero denominator. Inequality is none, as d · (1/d) != 1 shows; what differs
-must do so at a point: exact.evaluate.
+negative power), and unknown(name), one for each entry of its value at each argument. They forget
+facts, such as d · (1/d) = 1. What is equal without these is equal with them: a proof, for every
+input without a zero denominator. Inequality is none, as d · (1/d) != 1 shows: see exact.evaluate.
 """
 
 from fractions import Fraction
