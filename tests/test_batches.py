@@ -58,7 +58,7 @@ def attention(form, rope, normalize):
 
 def kernel(a, b):
     """A kernel that is not symmetric."""
-    return (a[0] + 2 * a[1] * b[0] + 3 * b[1]) ** 2
+    return (a[0] + a[1] * b[0] + b[1] * b[1]) * (a[1] + b[0] * b[1])
 
 
 # ---- Five layers of five heads ------------------------------------------------------------------
