@@ -171,7 +171,7 @@ LOCAL, ENTRY = b"PK\3\4", b"PK\1\2"
     (zipped(npy(descr="|O")), "cannot be object"), (zipped(npy() + b"\0"), "cannot be"),
     (zipped(npy()[:6] + b"\2" + npy()[7:]), "cannot be"), (zipped(npy(shape="((((")), ""),
     (zipped(npy(np.array(["a"]))[:-4] + b"\xff" * 4), ""),
-    (zipped(npy(np.array(["abc"]))[:-4] + b"\0\0\x11\0"), "character"),
+    (zipped(npy(np.array(["abc"]))[:-4] + b"\0\0\x11\0"), "character|chr"),
     (zipped(npy(shape=(10**12,))), "cannot be"), (zipped(npy(shape=(10**30, 0))), ""),
     (zipped(npy(shape=(10**12,), descr="<U0")), "cannot be"), (zipped(npy(shape=(-1, -2))), ""),
     (zipped(npy(), npy(), names=("kv_0.npy", "kv_0")), "two arrays of one name"),
