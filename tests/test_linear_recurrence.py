@@ -107,7 +107,7 @@ def symbolic_tokens(n, pairs=1, d_v=1):
 
 
 rows = pytest.mark.parametrize("name", TABLE)
-SHAPES = shapes(every(n=(1, 2), pairs=(1,), d_v=(1, 2)), every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2)))
+SHAPES = shapes(every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)), every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
 
 
 # ---- Every row of the table is its paper's recurrence -----------------------------------------------
@@ -256,7 +256,7 @@ def test_theorem_4_5_is_the_row_of_the_table_that_turns_the_state_back_before_ea
 
 @pytest.mark.proves("Theorem 4.5 is the row A = R_{−1}", "Thm 4.5, §7")
 def test_theorem_4_5_is_the_row_a_for_every_key_value_start_and_angle():
-    for shape in SHAPES[2:]:
+    for shape in SHAPES:
         assert_proved(*theorem_4_5_as_a_row(symbolic_tokens(**shape)), **shape)
 
 
@@ -292,7 +292,7 @@ def test_the_state_of_deltanet_is_the_weight_matrix_of_online_gradient_descent(t
 
 @pytest.mark.proves("DeltaNet = online gradient descent", "Schlag et al. 2021")
 def test_the_state_of_deltanet_is_online_gradient_descent_for_every_key_value_rate_and_start():
-    for shape in SHAPES[2:]:
+    for shape in SHAPES:
         assert_proved(*online_descent(symbolic_tokens(**shape)), **shape)
 
 
