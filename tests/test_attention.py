@@ -11,7 +11,7 @@ from exact import (Case, assert_close, assert_differ, assert_exactly_equal, asse
                    assert_refuted, attention_cases, every, fractions, realistic, rngs, shapes,
                    symbolic_case, uniform)
 from iclca_ref import attention_bias
-from linear_transformer import (Bias, chunked_attention, parallel_attention, recurrent_attention,
+from linear_transformer import (chunked_attention, parallel_attention, recurrent_attention,
                                 softmax, softmax_attention)
 
 one = fractions([[1], [1]])

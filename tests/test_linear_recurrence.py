@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exact import (angles, assert_close, assert_differ, assert_exactly_equal, assert_proved,
-                   assert_refuted, every, fractions, rates, rational_rope, realistic, case_rngs, rngs, rotations,
+                   assert_refuted, every, fractions, rational_rope, realistic, case_rngs, rngs, rotations,
                    shapes, symbolic_rope, uniform)
 from iclca_ref import (attention_bias, compose, context_map, gradient_descent, key_value_matrix,
                        linear_recurrence)
@@ -232,7 +232,7 @@ def test_composition_is_associative_and_the_map_of_both_for_every_a_and_b():
 
 @pytest.mark.breaks("maps compose, associatively", "the two contexts in the other order")
 def test_in_the_other_order_the_composition_is_another_map():
-    (q, A, B, s), m = symbolic_steps(1, 1, 1, 1), 1
+    (_, A, B, _), m = symbolic_steps(1, 1, 1, 1), 1
     difference = assert_refuted(compose(context_map(A[:m], B[:m]), context_map(A[m:], B[m:])), context_map(A, B))
     assert str(difference) == "A0_0_0*B1_0_0 - A1_0_0*B0_0_0 + B0_0_0 - B1_0_0"
 

@@ -6,7 +6,6 @@ What takes long is read from the tables in docs/results.md, so that picture and 
 """
 
 import argparse
-import re
 import sys
 from fractions import Fraction
 from pathlib import Path
