@@ -466,7 +466,7 @@ def with_context_tokens_that_see_the_prompt(model, context, prompt):
 
 @pytest.mark.breaks("Algorithm 1", "context tokens that see the prompt (against Assumption 4.2)")
 @example(tiny, [0], [1])
-@given(transformers(n_layers=st.integers(2, 3)), texts(1), texts(1))
+@given(transformers(n_layers=st.just(2)), texts(1), texts(1))
 def test_when_context_tokens_see_the_prompt_algorithm_1_fails(model, context, prompt):
     assert_differ(*with_context_tokens_that_see_the_prompt(model, context, prompt))
 
