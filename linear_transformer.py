@@ -225,7 +225,7 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
         o_i = (R_i φ(q_i))ᵀ [Σ_{j≤i} R_j φ(k_j) v_jᵀ + b_KV] / (φ(q_i)ᵀ (Σ_{j≤i} φ(k_j) + b_D))
 
     Arguments, result and errors as for `recurrent_attention`. Time and memory grow with n².
-    Source: Definition 3.3, Eq 5 and 13.
+    Source: Definition 3.3, Eq 5 and 13; the body is `_equation_13`, with all tokens in one chunk.
     """
     return chunked_attention(q, k, v, bias, rope, normalize, chunk=max(1, *q.shape))
 
