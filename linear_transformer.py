@@ -17,13 +17,16 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
     q, k, v        queries and keys after the feature map (..., n, d_k), values (..., n, d_v)
     phi            the feature map φ
     theta          rotary frequencies (d_k/2,), in radians per token
-    rope           from positions (n,), counted from 1, negative ones too, to (cos, sin) (n, d_k/2)
+    rope           from positions (n,), counted from 1, negative ones too, to (cos, sin) (n, d_k/2):
+                   None, or a function such as partial(rope, theta=theta)
     R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
-Arithmetic comes from the input: float32 gives float32, object arrays of Fractions or of any exact
-ring give the same; integers must be signed and wide enough for the sums. Shapes that do
-not fit raise ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+Arithmetic comes from the input, by NumPy's own promotion: float32 gives float32 (an np.float64
+scalar makes it float64, Python's numbers do not), object arrays of Fractions or any exact ring the
+same, a field where something is divided, so no ints in them. Integers must be wide enough for the
+sums; bool, unsigned and float16, whose sums are silently wrong, are a TypeError. Shapes that do not
+fit raise ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -35,20 +38,21 @@ import numpy as np
 def check_shapes(spec, *arrays):
     """Raise ValueError unless the arrays have the shapes of `spec`, such as "q:nk k:nk v:nv".
 
-    Every letter is one length, and the axes before them, heads and batches, are those of the first
-    array. A name with ? may leave leading axes out: one such array serves the whole batch.
+    Every letter is one length. The axes before them, heads and batches, are the same for all; an
+    array whose name has a ? may leave some or all of them out, and then serves the whole batch.
     """
-    parts, shapes, lengths = spec.split(), [np.shape(a) for a in arrays], {}
-    for part, shape in zip(parts, shapes):
-        name, letters = part.split(":")
-        n = max(len(shape) - len(letters), 0)
-        batch = shape[:n] if part == parts[0] else batch
-        expected = batch[max(len(batch) - n, 0):] if name[-1] == "?" else batch
-        fits = shape[:n] == expected
-        for letter, length in zip(letters, shape[n:]):
-            fits = fits and lengths.setdefault(letter, length) == length
-        if not fits or len(shape) < len(letters):
-            got = ", ".join(f"{p.split(':')[0].rstrip('?')} {s}" for p, s in zip(parts, shapes))
+    named, lengths = [(*part.split(":"), a) for part, a in zip(spec.split(), arrays)], {}
+    for name, _, a in named:
+        if not isinstance(a, np.ndarray) or a.dtype.kind not in "ifcO" or a.dtype == np.float16:
+            raise TypeError(f"{name} must be an array of signed integers, float32 or wider, or "
+                            f"objects, got {getattr(a, 'dtype', type(a).__name__)}")
+    batch = max((a.shape[:-len(letters)] for _, letters, a in named), key=len)
+    for name, letters, a in named:
+        n = max(a.ndim - len(letters), 0)
+        fits = a.shape[:n] == (batch[len(batch) - n:] if name[-1] == "?" else batch) and all(
+            lengths.setdefault(*pair) == pair[1] for pair in zip(letters, a.shape[n:]))
+        if not fits or a.ndim < len(letters):
+            got = ", ".join(f"{name.rstrip('?')} {a.shape}" for name, _, a in named)
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
 
 
@@ -69,7 +73,7 @@ def elu_plus_one(x):
 
     A product of two features loses digits if their x sum to below −87 (float32) or −708 (float64).
     """
-    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+    return np.maximum(x, 0) + np.exp(np.minimum(x, 0))
 
 
 def gelu(x):
@@ -85,7 +89,7 @@ def layer_norm(x):
 
 def softmax(x):
     """exp(x_j) / Σ_l exp(x_l) over the last axis; the largest entry is subtracted first."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    e = np.exp(x - (x + 0.0).max(axis=-1, keepdims=True, initial=-np.inf))
     return e / e.sum(axis=-1, keepdims=True)
 
 
@@ -93,22 +97,23 @@ def softmax(x):
 
 def rope_frequencies(d, base=10_000.0):
     """RoFormer's frequencies θ_m = base^(−2m/d), m < d/2, in radians per token: (d/2,), d even."""
-    if d % 2:
-        raise ValueError(f"d must be even to rotate pairs, got {d}")
+    if d < 0 or d % 2:
+        raise ValueError(f"d must be even, and not negative, to rotate pairs, got {d}")
     return base ** (-np.arange(0, d, 2) / d)
 
 
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    Angles are float64: in float32 one is off by 0.0005 at 10,000. The result has theta's type.
+    Angles are float64: in float32 one is off by 0.0005 at 10,000. The result has theta's floating
+    type, float64 for whole numbers.
 
     >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
     array([ 1., -1.])
     """
     check_shapes("positions:n theta?:h", positions, theta)
-    angles = np.multiply.outer(positions, theta)  # whole numbers times float32 are float64
-    dtype = np.result_type(theta, np.float16)      # theta's own, or float64 for integers
+    angles = np.multiply.outer(positions.astype(np.float64), theta)
+    dtype = theta.dtype if theta.dtype.kind == "f" else np.float64
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
@@ -117,25 +122,25 @@ def rotate(x, cos, sin):
 
         (x_{2m}, x_{2m+1})  becomes  (cos_m x_{2m} − sin_m x_{2m+1},  sin_m x_{2m} + cos_m x_{2m+1})
 
-    x (..., n, d); cos and sin (..., n, d/2) or (1, d/2). The result has x's shape; float32 and
-    float64 stay. Raises ValueError if cos and sin do not have half of x's width.
+    x (..., n, d); cos and sin (..., n, d/2), or one row for all n.
     """
-    fits = 2 * cos.shape[-1] == x.shape[-1] and cos.shape[-2] in (1, x.shape[-2])
-    if not fits or cos.shape != sin.shape:
+    check_shapes("x:nd cos?:rh sin?:rh", x, cos, sin)
+    if cos.shape[-2] not in (1, x.shape[-2]) or 2 * cos.shape[-1] != x.shape[-1]:
         raise ValueError(f"cos {cos.shape}, sin {sin.shape} must be half as wide as x {x.shape}")
     if x.dtype in (np.float32, np.float64):   # complex numbers times exp(i·angle): the same, faster
         z = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))
         return (z * (cos + 1j * sin).astype(z.dtype)).view(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
-    turned = np.empty_like(x, dtype=np.result_type(x, cos))
-    turned[..., 0::2] = cos * even - sin * odd
-    turned[..., 1::2] = sin * even + cos * odd
-    return turned
+    return np.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1).reshape(x.shape)
 
 
 def rotate_at(x, rope, positions):
     """R_i x_i for each row x_i of x (..., n, d) and its position i; x itself without `rope`."""
-    return rotate(x, *rope(positions)) if rope else x
+    try:
+        turn = None if rope is None else rope(positions)
+    except TypeError as error:
+        raise TypeError("rope must be a function of positions: partial(rope, theta=...)") from error
+    return x if turn is None else rotate(x, *turn)
 
 
 # ---- Linear attention: one function in three forms ----------------------------------------------
@@ -153,28 +158,27 @@ class Bias(NamedTuple):
 
     @staticmethod
     def start(k, v, bias=None):
-        """What attention with keys k and values v starts from: a copy of `bias`, or zeros."""
+        """What attention with keys k and values v starts from: `bias` for each text, or zeros."""
         check_shapes("k:nk v:nv", k, v)
         shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
-        kv, d = bias or (np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
-        check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, kv, d)
-        return Bias(np.array(np.broadcast_to(kv, shape)), np.array(np.broadcast_to(d, shape[:-1])))
+        zeros = Bias(np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
+        start = zeros if bias is None else Bias(*bias)
+        check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *start)
+        return Bias(*map(np.broadcast_to, start, (shape, shape[:-1])))
 
     def turned(self, rope, n):
         """R_n b_KV, and b_D as it is: the state seen from n positions earlier (−n: later)."""
-        columns = self.kv.swapaxes(-1, -2)
-        return Bias(rotate_at(columns, rope, np.array([n])).swapaxes(-1, -2), self.d)
+        return Bias(rotate_at(self.kv.mT, rope, np.array([n])).mT, self.d)
 
 
-def divide(o, normalizer):
+def _divide(o, normalizer):
     """o_i / normalizer_i for every token: o (..., n, d_v), normalizer (..., n, 1).
 
-    Raises ValueError where the normalizer is 0. With features of both signs it may also cancel to
-    nearly 0, and then the quotient has as few right digits as the normalizer: that is not detected.
+    With features of both signs it may also cancel to nearly 0, and then the quotient has as few
+    right digits as the normalizer: that is not detected.
     """
     if (normalizer == 0).any():
-        raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0 for a token: "
-                         "take positive features or no normalizer")
+        raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0: take positive features, or none")
     return o / normalizer
 
 
@@ -185,9 +189,9 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
         o_i = (R_i φ(q_i))ᵀ s_i / (φ(q_i)·z_i)
 
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None;
-    without `rope` R_i = 1; with normalize=False the denominator is 1. Returns o (..., n, d_v) and
-    the state after the last token in the frame of the next one, Bias(R_{−n} s_n, z_n). Raises
-    ValueError for a denominator of 0, see `divide`. Source: §7, Eq 19, with D₁, D₂ of Def 3.2.
+    without `rope` R_i = 1; with normalize=False the denominator is 1, else 0 is a ValueError.
+    Returns o (..., n, d_v) and the state after the last token in the frame of the next one,
+    Bias(R_{−n} s_n, z_n). Source: §7, Eq 19, with D₁, D₂ of Def 3.2.
 
     >>> one = np.ones((3, 1))
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()   # running mean
@@ -195,58 +199,53 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     (s, z), n, outputs = Bias.start(k, v, bias), q.shape[-2], [v[..., :0, :]]
-    rq, rk = (rotate_at(x, rope, np.arange(1, n + 1)) for x in (q, k))
+    rq, rk = rotate_at(np.stack([q, k]), rope, np.arange(1, n + 1))
     for i in range(n):
-        q_i, k_i, v_i, rq_i, rk_i = (x[..., i:i + 1, :] for x in (q, k, v, rq, rk))
-        s = s + rk_i.swapaxes(-1, -2) @ v_i
-        z = z + k_i[..., 0, :]
-        o_i = rq_i @ s
-        outputs.append(divide(o_i, q_i @ z[..., None]) if normalize else o_i)
-    return np.concatenate(outputs, axis=-2), Bias(s, z).turned(rope, -n)
-
-
-def _equation_13(q, k, v, b, turn, normalize):
-    """(R_i q_i)ᵀ (Σ_{j≤i} R_j k_j v_jᵀ + b_KV) / (q_iᵀ (Σ_{j≤i} k_j + b_D)), and both last sums.
-
-    turn is (cos, sin) at these tokens' positions, or None: then R_i = 1.
-    """
-    rq, rk = (rotate(x, *turn) if turn else x for x in (q, k))
-    scores, one = np.tril(rq @ rk.swapaxes(-1, -2)), np.ones((k.shape[-2], 1), k.dtype)
-    o = scores @ v + rq @ b.kv
-    if normalize:   # by the same sum of the value 1, not turned
-        weights = np.tril(q @ k.swapaxes(-1, -2)) if turn else scores
-        o = divide(o, weights @ one + q @ b.d[..., None])
-    return o, Bias(rk.swapaxes(-1, -2) @ v + b.kv, (k.swapaxes(-1, -2) @ one)[..., 0] + b.d)
+        q_i, k_i, v_i, rq_i, rk_i = (x[..., i, :, None] for x in (q, k, v, rq, rk))   # columns
+        s, z = s + rk_i @ v_i.mT, z + k_i[..., 0]
+        o_i = rq_i.mT @ s
+        outputs.append(_divide(o_i, q_i.mT @ z[..., None]) if normalize else o_i)
+    return np.concatenate(outputs, axis=-2), Bias(np.array(s), np.array(z)).turned(rope, -n)
 
 
 def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
     """Linear attention for all tokens at once, by masked matrix products: the same function again.
 
-        o_i = (R_i φ(q_i))ᵀ [Σ_{j≤i} R_j φ(k_j) v_jᵀ + b_KV] / (φ(q_i)ᵀ (Σ_{j≤i} φ(k_j) + b_D))
+        o_i = (R_i φ(q_i))ᵀ [Σ_{j≤i} R_j φ(k_j) v_jᵀ + b_KV] / (φ(q_i)ᵀ [Σ_{j≤i} φ(k_j) + b_D])
 
-    Arguments, result and errors as for `recurrent_attention`. Time and memory grow with n².
-    Source: Definition 3.3, Eq 5 and 13; the body is `_equation_13`, with all tokens in one chunk.
+    Everything else is as in `recurrent_attention`. Source: Definition 3.3, Eq 5 and 13.
     """
-    return chunked_attention(q, k, v, bias, rope, normalize, chunk=max(1, *q.shape))
+    check_shapes("q:nk k:nk v:nv", q, k, v)
+    (b_kv, b_d), n = Bias.start(k, v, bias), q.shape[-2]
+    rq, rk = rotate_at(np.stack([q, k]), rope, np.arange(1, n + 1))
+    o = np.tril(rq @ rk.mT) @ v + rq @ b_kv
+    if normalize:
+        o = _divide(o, np.tril(q @ k.mT).sum(axis=-1, keepdims=True) + q @ b_d[..., None])
+    return o, Bias(rk.mT @ v + b_kv, k.sum(axis=-2) + b_d).turned(rope, -n)
 
 
 def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     """Linear attention in chunks: Eq 13 for each, started from the sums that the last one left.
 
-    The same function as `recurrent_attention`, in time and memory that grow linearly with n.
-    Arguments, result and errors as there, and ValueError for a chunk below 1.
+    The same function as `recurrent_attention`, in time and memory that grow linearly with n. The
+    sums stay in the frame of position 0 until the end, so that they are turned once.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    b, n = Bias.start(k, v, bias), q.shape[-2]
-    for i in range(0, max(n, 1), chunk):
-        here = np.s_[..., i:i + chunk, :]
-        turn = rope(np.arange(i, min(i + chunk, n)) + 1) if rope else None
-        o_c, b = _equation_13(q[here], k[here], v[here], b, turn, normalize)
+    (b_kv, b_d), n = Bias.start(k, v, bias), q.shape[-2]
+    for i in range(0, max(n, 1), int(chunk)):
+        q_c, k_c, v_c = (x[..., i:i + chunk, :] for x in (q, k, v))
+        rq, rk = rotate_at(np.stack([q_c, k_c]), rope, np.arange(n)[i:i + chunk] + 1)
+        scores = np.tril(rq @ rk.mT)
+        o_c = scores @ v_c + rq @ b_kv
+        if normalize:
+            weights = np.tril(q_c @ k_c.mT) if rope is not None else scores
+            o_c = _divide(o_c, weights.sum(axis=-1, keepdims=True) + q_c @ b_d[..., None])
         o = np.empty(v.shape, o_c.dtype) if i == 0 else o
-        o[here] = o_c
-    return o, b.turned(rope, -n)
+        o[..., i:i + chunk, :] = o_c
+        b_kv, b_d = rk.mT @ v_c + b_kv, k_c.sum(axis=-2) + b_d
+    return o, Bias(b_kv, b_d).turned(rope, -n)
 
 
 def softmax_attention(q, k, v):
@@ -255,7 +254,7 @@ def softmax_attention(q, k, v):
     q, k (..., n, d_k), v (..., n, d_v). Source: Definition 3.1, Eq 1.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
-    scores = q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5
+    scores = (q / q.shape[-1] ** 0.5) @ k.mT
     return softmax(np.where(np.tri(q.shape[-2]), scores, -np.inf)) @ v
 
 
@@ -288,13 +287,8 @@ class Transformer(NamedTuple):
     max_length: int | None = None   # the longest text that the weights are made for, if limited
 
 
-def mlp(x, w_1, w_2, activation=gelu):
-    """activation(x W_1) W_2, token by token: x (..., n, d), w_1 (d, d_ff), w_2 (d_ff, d_out)."""
-    return activation(x @ w_1) @ w_2
-
-
 def block(x, layer, model, bias=None, attend=chunked_attention):
-    """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)).
+    """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)), MLP(h) = act(h W_1) W_2.
 
     GPT-J's block (model.parallel) adds attention and MLP to the same x. x (..., n, d_model);
     `bias` is what the attention starts from; `attend` is any form of attention. Returns x after
@@ -302,28 +296,25 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
     why a context can reach the tokens after it through the Bias only (Definition 3.4, §4.5,
     Appendix D).
     """
-    check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd w_1?:df w_2?:gd", x, *layer[:-1])
+    check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd", x, *layer[:4])
+    check_shapes("x:nd w_1?:df w_2?:gd", x.reshape(-1, x.shape[-1]), layer.w_1, layer.w_2)
     h = model.norm(x)
     per_head = h[..., None, :, :]
     q, k, v = model.phi(per_head @ layer.w_q), model.phi(per_head @ layer.w_k), per_head @ layer.w_v
     o, bias = attend(q, k, v, bias, partial(model.rope, theta=layer.theta), model.normalize)
     attended = x + (o @ layer.w_o).sum(axis=-3)
-    mlp_input = h if model.parallel else model.norm(attended)
-    return attended + mlp(mlp_input, layer.w_1, layer.w_2, model.activation), bias
+    rows = (h if model.parallel else model.norm(attended)).reshape(-1, x.shape[-1])   # of all texts
+    mlp = model.activation(rows @ layer.w_1) @ layer.w_2
+    return attended + mlp.reshape(x.shape), bias
 
 
-def embed_tokens(model, tokens, biases=None):
-    """The rows of model.embed for `tokens` (..., n), and one Bias or None per layer.
-
-    Raises TypeError for tokens that are no integers, IndexError for one outside the vocabulary, and
-    ValueError for more than model.max_length or other than one bias per layer.
-    """
+def _embed_tokens(model, tokens, biases=None):
+    """The rows of model.embed for `tokens` (..., n), and one Bias or None per layer."""
     tokens = np.asarray(tokens) if np.size(tokens) else np.zeros(np.shape(tokens), int)
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
-        raise TypeError(f"tokens must be an array of integers, got {tokens.dtype} {tokens.shape}")
+        raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
-                         f"got {tokens.min()} to {tokens.max()}")
+        raise IndexError(f"tokens {tokens.min()} to {tokens.max()}: 0 to {len(model.embed) - 1} exist")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -334,7 +325,7 @@ def embed_tokens(model, tokens, biases=None):
 
 def run_layers(model, tokens, biases=None, attend=chunked_attention):
     """The layers alone: tokens (..., n) to the stream (..., n, d_model), and the layers' states."""
-    x, biases = embed_tokens(model, tokens, biases)
+    x, biases = _embed_tokens(model, tokens, biases)
     for i, layer in enumerate(model.layers):
         x, biases[i] = block(x, layer, model, biases[i], attend)
     return x, biases
@@ -344,33 +335,33 @@ def forward(model, tokens, biases=None, attend=chunked_attention):
     """The model: tokens (..., n) to logits (..., n, vocab_size), and the layers' states.
 
     `biases` is what each layer starts from: the state after earlier tokens, or a context converted
-    by `iclca`; None: nothing. Raises as `embed_tokens` does, and ValueError for no tokens.
+    by `iclca`; None: nothing. Tokens that are no integers are a TypeError, one outside the
+    vocabulary an IndexError; none, or more than model.max_length, a ValueError.
     """
     x, biases = run_layers(model, tokens, biases, attend)
-    check_shapes("x:nd unembed?:dv", x, model.unembed)
+    check_shapes("x:nd unembed?:dv", x.reshape(-1, x.shape[-1]), model.unembed)
     if x.shape[-2] == 0:
         raise ValueError(f"tokens must not be empty, got shape {x.shape[:-1]}")
-    return model.norm(x) @ model.unembed, biases
+    return np.tensordot(model.norm(x), model.unembed, 1), biases
 
 
 def generate(model, tokens, n, biases=None):
     """Greedy decoding: the n tokens (n,) that continue `tokens` (m,), one step per new token.
 
-    Logits within 1,000 eps of the largest count as equal, and then the smallest token wins, so
-    that the order of a sum breaks no tie (unless all logits are rounding noise around 0). Raises
-    as `forward` does, which checks `tokens` alone for max_length, and ValueError for a negative n,
-    tokens of another shape, and logits that are not finite.
+    Each is the one of the largest logit, the first among equals. Errors are those of `forward`;
+    ValueError too for logits that are not finite, and if m + n − 1 tokens, all that are read, are
+    more than model.max_length, which knows nothing of those that became `biases`.
     """
-    if n < 0 or np.ndim(tokens) != 1:
-        raise ValueError(f"tokens must be (m,) and n at least 0, got {np.shape(tokens)}, n = {n}")
+    x, biases = _embed_tokens(model, tokens, biases)
+    if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
+        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0, and m + n − 1 ≤ {model.max_length}, "
+                         f"the model's max_length: got {np.shape(tokens)} and n = {n}")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
-        last = logits[-1]
-        if not np.isfinite(last).all():
-            raise ValueError(f"the logits after {np.shape(tokens)} tokens are not all finite")
-        tolerance = 1000 * np.finfo(last.dtype).eps * abs(last).max()
-        tokens = [int(np.argmax(last >= last.max() - tolerance))]
+        if not np.isfinite(logits[-1]).all():
+            raise ValueError(f"logits after {len(x) + len(continuation)} tokens are not finite")
+        tokens = [int(np.argmax(logits[-1]))]
         continuation += tokens
     return np.array(continuation, int)
 
@@ -380,22 +371,19 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
 
     The matrices that write to the residual stream are divided by √(2·n_layers), as in GPT-2, so
     that it does not grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0
-    for no MLPs. Raises ValueError if the heads do not divide d_model into even widths.
+    for no MLPs.
     """
-    if d_model % (2 * n_heads):
-        raise ValueError(f"n_heads = {n_heads} must divide d_model = {d_model} into even widths")
+    if n_layers < 0 or n_heads < 1 or d_model % (2 * n_heads):
+        raise ValueError(f"n_layers = {n_layers} must be 0 or more, and n_heads = {n_heads} divide "
+                         f"d_model = {d_model} into even widths")
     d_ff, d_k, depth = 4 * d_model if d_ff is None else d_ff, d_model // n_heads, 2 * n_layers
 
-    def weights(*shape, fan_in):
+    def weights(fan_in, *shape):
         return rng.standard_normal(shape, dtype) / float(max(fan_in, 1)) ** 0.5
 
-    def layer():
-        w_q, w_k, w_v = (weights(n_heads, d_model, d_k, fan_in=d_model) for _ in range(3))
-        w_o = weights(n_heads, d_k, d_model, fan_in=d_model * depth)
-        w_1 = weights(d_model, d_ff, fan_in=d_model)
-        w_2 = weights(d_ff, d_model, fan_in=d_ff * depth)
-        return Layer(w_q, w_k, w_v, w_o, w_1, w_2, rope_frequencies(d_k).astype(dtype))
-
-    embed = weights(vocab_size, d_model, fan_in=1)
-    layers = tuple(layer() for _ in range(n_layers))
-    return Transformer(embed, layers, weights(d_model, vocab_size, fan_in=d_model))
+    embed = weights(1, vocab_size, d_model)
+    layers = tuple(Layer(*(weights(d_model, n_heads, d_model, d_k) for _ in range(3)),
+                         weights(depth * d_model, n_heads, d_k, d_model),
+                         weights(d_model, d_model, d_ff), weights(depth * d_ff, d_ff, d_model),
+                         rope_frequencies(d_k).astype(dtype)) for _ in range(n_layers))
+    return Transformer(embed, layers, weights(d_model, d_model, vocab_size))
