@@ -24,9 +24,9 @@ def swiglu(h):
     return a * b / (1 + np.exp(np.minimum(-a, 80)))    # exp(80) still fits a float32
 
 
-def rms_norm(x):
-    """x / √(mean of squares + 1e-5); the gains are in the matrices after it."""
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5)
+def rms_norm(x, eps=1e-5):
+    """x / √(mean of squares + eps); the gains are in the matrices after it."""
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
 
 def shapes_of(d, d_ff, depth, heads, _, vocab, positions):
