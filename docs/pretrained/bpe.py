@@ -15,6 +15,12 @@ GPT2 = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+| ?\d+| ?[^\sa-zA-Z\d]+|\s+(?!\S)|\s+"
 SMOLLM = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+|\d| ?[^\sa-zA-Z\d]+|\s+(?![^\s\d])|\s+"
 
 
+def check(fits, message):
+    """Raise ValueError unless it fits."""
+    if not fits:
+        raise ValueError(message)
+
+
 class Tokenizer(NamedTuple):
     """What a vocabulary is: data for `encode` and `decode`."""
 
