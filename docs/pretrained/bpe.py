@@ -42,7 +42,8 @@ def join(parts, rank):
 
     rank(left, right) is a number; parts are strings or bytes.
     """
-    parts, ranks = list(parts), [*map(rank, parts, parts[1:])]
+    parts = list(parts)
+    ranks = list(map(rank, parts, parts[1:]))
     while (best := min(ranks, default=math.inf)) < math.inf:
         i = ranks.index(best)
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
@@ -53,15 +54,14 @@ def join(parts, rank):
 
 def encode(text, tokenizer):
     """The ids of a text. A byte that is no token is left out, as other programs leave it out."""
-    ids, found = tokenizer.ids, []
-    special = "|".join(map(re.escape, tokenizer.special)) or "(?!)"
-    for part in re.split(f"({special})", text):
-        pieces = [part] if part in tokenizer.special else (
-            joined for piece in split(part, tokenizer.pattern) for joined in join(
-                [ALPHABET[byte] for byte in piece.encode("utf-8", "replace")],
-                lambda a, b: tokenizer.ranks.get((a, b), math.inf)))
-        found += [ids[piece] for piece in pieces if piece in ids]
-    return found
+    ids, ranks, pattern, special = tokenizer
+    found, texts = [], re.split(f"({'|'.join(map(re.escape, special)) or '(?!)'})", text)
+    for piece in (piece for text in texts
+                  for piece in ([text] if text in special else split(text, pattern))):
+        letters = (ALPHABET[byte] for byte in piece.encode("utf-8", "replace"))
+        found += [piece] if piece in special else join(
+            filter(ids.__contains__, letters), lambda a, b: ranks.get((a, b), math.inf))
+    return [ids[token] for token in found]
 
 
 def decode(ids, tokenizer):
