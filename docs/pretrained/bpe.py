@@ -1,8 +1,10 @@
-"""Byte-pair encoding: GPT-2's, on bytes, for any pattern; `join` serves llama2c's scores too."""
+"""Byte-pair encoding, on bytes, for any pattern; and what the readers of files share."""
 
 import math
 import re
+import struct
 import unicodedata
+from contextlib import contextmanager
 from typing import NamedTuple
 
 # A byte is written as a printable character: itself where it is one, else the next from 256 on.
@@ -19,6 +21,16 @@ def check(fits, message):
     """Raise ValueError unless it fits."""
     if not fits:
         raise ValueError(message)
+
+
+@contextmanager
+def sound(path):
+    """Whatever a damaged file leads to in here becomes a ValueError with its name."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+            ValueError, struct.error) as error:
+        raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
 
 
 class Tokenizer(NamedTuple):

@@ -12,34 +12,27 @@ from functools import partial
 import numpy as np
 
 from linear_transformer import Layer, Transformer, identity, rope_frequencies
-from pretrained.bpe import ALPHABET, GPT2, SMOLLM, Tokenizer, check
+from pretrained.bpe import ALPHABET, GPT2, SMOLLM, Tokenizer, check, sound
 from pretrained.llama2c import rms_norm, swiglu
 
 NUMBERS, STRING, ARRAY = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}, 8, 9
 D, NIBBLES = ("d", "<f2"), ("q", "u1", 16)
-# Type: how many weights are in a block, and its parts. F32, F16, Q4_0, Q4_1, Q8_0, Q6_K.
+# Type: how many weights are in a block, and its parts. F32, F16, Q4_0, Q4_1, Q8_0.
 BLOCKS = {kind: (size, np.dtype(parts)) for kind, size, parts in (
     (0, 1, "<f4"), (1, 1, "<f2"), (2, 32, [D, NIBBLES]), (3, 32, [D, ("m", "<f2"), NIBBLES]),
-    (8, 32, [D, ("q", "i1", 32)]),
-    (14, 256, [("q", "u1", (2, 64)), ("high", "u1", (2, 1, 32)), ("scale", "i1", 16), D]))}
+    (8, 32, [D, ("q", "i1", 32)]))}
 SIZES = ("block_count", "context_length", "embedding_length", "feed_forward_length",
          "attention.head_count", "attention.head_count_kv")
 RATES = "rope.freq_base", "attention.layer_norm_rms_epsilon"
 
 
 def weights(kind, raw):
-    """Blocks (n,) as numbers (n, size) in float32: d · q, d · q + m for Q4_1."""
+    """Blocks (n,) as numbers (n, size) in float32; nibbles are 16 low ones, then 16 high ones."""
     if kind < 2:
         return raw.astype("f")
     d, q = raw["d"].astype("f")[:, None], raw["q"]
-    if kind != 8:       # two of four bits each, the low ones first
-        q = np.concatenate([q & 15, q >> 4], axis=-1)
-    if kind == 14:      # two bits more for each, and a scale for each 16
-        high = raw["high"] >> np.array([[0], [2], [4], [6]], "u1") & 3
-        q = q.reshape(-1, 256) | high.reshape(-1, 256) << 4
-        d = d * np.repeat(raw["scale"], 16, axis=-1)
-    q = q.astype("f") - {2: 8, 14: 32}.get(kind, 0)
-    return d * q + raw["m"].astype("f")[:, None] if kind == 3 else d * q
+    q = q if kind == 8 else np.concatenate([q & 15, q >> 4], axis=-1)
+    return d * q + raw["m"].astype("f")[:, None] if kind == 3 else d * (q - np.float32(8 * (kind == 2)))
 
 
 def read_header(file):
@@ -61,26 +54,24 @@ def read_header(file):
             return [value(kind) for _ in range(n)]
         return np.frombuffer(take(n * struct.calcsize("<" + NUMBERS[kind])), "<" + NUMBERS[kind])
 
-    def tensor():
-        return [number("Q") for _ in range(min(number("I"), 9))][::-1], number("I"), number("Q")
-
     size = os.fstat(file.fileno()).st_size
     check((take(4), number("I")) in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")
     n_tensors, n_pairs = number("Q"), number("Q")
     pairs = [(value(STRING), value(number("I"))) for _ in range(n_pairs)]
-    found = [(value(STRING), tensor()) for _ in range(n_tensors)]
-    meta, tensors = dict(pairs), dict(found)
-    check(len(meta) + len(tensors) == n_pairs + n_tensors, "a name is there twice")
+    found = [(value(STRING), [number("Q") for _ in range(min(number("I"), 9))][::-1], number("I"),
+              number("Q")) for _ in range(n_tensors)]
+    meta, tensors = dict(pairs), {}
     align = meta.get("general.alignment", 32)
     check(type(align) is int and 0 < align <= 4096, f"general.alignment is {align}")
     end = start = -(-file.tell() // align) * align
-    for name, (shape, kind, offset) in found:
+    for name, shape, kind, offset in found:
         block, parts = BLOCKS.get(kind, (0, None))
         check(block and shape and all(shape) and shape[-1] % block == 0 and offset == end - start,
               f"{name} has type {kind}, shape {shape}, {offset - end + start} bytes off its place")
         tensors[name] = shape, kind, end
         end += -(-math.prod(shape) // block * parts.itemsize // align) * align
     check(end - align < size <= end, f"{size} bytes where {end} are named: truncated or too long")
+    check(len(meta) + len(tensors) == n_pairs + n_tensors, "a name is there twice")
     return meta, tensors
 
 
@@ -129,28 +120,23 @@ def read(path, dtype=np.float32):
         check(abs(x).max() < 1e6, f"{name} has entries that are no numbers, or no trained ones")
         return x
 
-    try:
-        with open(path, "rb") as file, np.errstate(all="ignore"):
-            meta, tensors = read_header(file)
-            check(meta["general.architecture"] == "llama", "its architecture must be llama")
-            ours = {key[6:]: value for key, value in meta.items() if key.startswith("llama.")}
-            *sizes, base, eps = map(ours.pop, SIZES + RATES)
-            check(all(type(n) is int and n > 0 for n in sizes), f"its sizes are {sizes}")
-            check(1 <= base < 1e9 and 0 < eps < 1, f"its rotary base is {base}, its epsilon {eps}")
-            d, heads, kv_heads = sizes[2], *sizes[4:]
-            check(d % (2 * heads) == heads % kv_heads == 0, f"{heads}, {kv_heads} heads for {d}")
-            tokenizer = read_tokenizer(meta)
-            check(ours.items() <= {
-                "vocab_size": len(tokenizer.ids), "rope.dimension_count": d // heads,
-                "attention.key_length": d // heads, "attention.value_length": d // heads}.items(),
-                f"not all of {ours} is as it is read here")
-            model = build(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes, base,
-                          float(f"{eps:.6g}"))
-            check(not tensors, f"{[*tensors][:9]} have no place in such a model")
-            return model, tokenizer, kv_heads
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError,
-            struct.error) as error:
-        raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
+    with sound(path), open(path, "rb") as file, np.errstate(all="ignore"):
+        meta, tensors = read_header(file)
+        check(meta["general.architecture"] == "llama", "its architecture must be llama")
+        ours = {key[6:]: value for key, value in meta.items() if key.startswith("llama.")}
+        *sizes, base, eps = map(ours.pop, SIZES + RATES)
+        check(all(type(n) is int and n > 0 for n in sizes), f"its sizes are {sizes}")
+        check(1 <= base < 1e9 and 0 < eps < 1, f"its rotary base is {base}, its epsilon {eps}")
+        d, heads, kv_heads = sizes[2], *sizes[4:]
+        check(d % (2 * heads) == heads % kv_heads == 0, f"{heads}, {kv_heads} heads for {d}")
+        tokenizer = read_tokenizer(meta)
+        implied = {"vocab_size": len(tokenizer.ids)} | dict.fromkeys(
+            ("rope.dimension_count", "attention.key_length", "attention.value_length"), d // heads)
+        check(ours.items() <= implied.items(), f"not all of {ours} is as it is read here")
+        model = build(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes, base,
+                      float(f"{eps:.6g}"))
+        check(not tensors, f"{[*tensors][:9]} have no place in such a model")
+    return model, tokenizer, kv_heads
 
 
 def write_tiny(path, rng):
@@ -164,28 +150,27 @@ def write_tiny(path, rng):
                                           else struct.pack("<Q", len(x.encode())) + x.encode())
 
     def get(name, *shape):    # random bytes as blocks, their scales so that weights are about 1/6
-        kind = 0 if "norm" in name else 14 if shape[-1] == 256 else (8, 3, 2, 1)[len(heads) % 4]
+        kind = 0 if "norm" in name else (8, 3, 2, 1)[len(heads) % 4]
         size, parts = BLOCKS[kind]
-        raw = rng.standard_normal(math.prod(shape) // size) / 6 + ("norm" in name)
+        raw = (rng.standard_normal(math.prod(shape) // size) / 6 + ("norm" in name)).astype(parts)
         if kind > 1:
-            raw = np.frombuffer(rng.bytes(len(raw) * parts.itemsize), parts).copy()
-            raw["d"] = {8: .002, 14: 1e-4}.get(kind, .03)
+            raw = np.frombuffer(rng.bytes(raw.nbytes), parts).copy()
+            raw["d"] = .002 if kind == 8 else .03
         if kind == 3:
             raw["m"] = -.2
         heads.append(pack(name)[4:] + struct.pack(
             f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, sum(map(len, data))))
-        data.append((raw := raw.astype(parts).tobytes()) + bytes(-len(raw) % 32))
+        data.append(raw.tobytes() + bytes(-raw.nbytes % 32))
         return np.zeros(shape)
 
-    heads, data, merges = [], [], ["h e", "Ġ t", "Ġt he", "i n", "Ġ a", "e r"]
+    heads, data, sizes = [], [], (2, 2048, 32, 64, 4, 2, 1e5, 1e-5)
+    merges = ["h e", "Ġ t", "Ġt he", "i n", "Ġ a", "e r"]
     tokens = ["<|endoftext|>", *sorted(ALPHABET), *(merge.replace(" ", "") for merge in merges)]
-    sizes = 2, 2048, 32, 256, 4, 2, 1e5, 1e-5
+    meta = dict(zip(["llama." + key for key in SIZES + RATES], sizes)) | {
+        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 1)}
     build(get, len(tokens), True, *sizes)
-    meta = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 1),
-            "tokenizer.ggml.merges": merges} | {
-            "llama." + key: size for key, size in zip(SIZES + RATES, sizes)}
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(heads), len(meta)) + b"".join(
         [pack(key)[4:] + pack(x) for key, x in meta.items()] + heads)
     path.write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
