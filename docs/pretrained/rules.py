@@ -1,6 +1,16 @@
-"""Rules that make a few weighted tokens of a softmax context.
+"""Rules that make a few weighted tokens of a softmax context: keys kept, and a Bias for them.
 
-wip
+The rule to take is `least_squares`. In words:
+
+1. Let the model write on from the context, a few times, and read the context a second time. Note
+   how those tokens attend to it: tokens that may come look much like them.
+2. Keep the context's tokens one by one, in whichever head it helps most: the token whose attention
+   explains most of what that head's output still lacks, relative to the stream. Every head has one.
+3. Share out each token that is not kept among those that are, in the positive parts that fit the
+   attention best (`fitted_bias`); a kept token's value is then the sum of its parts.
+
+A rule takes `contexts` and the mean number m of rows for a head, and gives (landmarks, Bias) for
+each layer, for `converted`. A row holds d_k + d_v + 1 numbers, d_k + d_v if it is a token as it is.
 """
 
 from functools import partial
@@ -8,225 +18,189 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iclca_ref import log_random_features, softmax_attend, softmax_bias
+from iclca_ref import fitted_bias, log_random_features, softmax_attend, softmax_bias
 from linear_transformer import Bias, block, rotate_at, run_layers, softmax
 
-try:
-    from iclca_ref import fitted_bias
-except ImportError:
-    def fitted_bias(attention, v, rows):
-        A_R = np.take_along_axis(attention, rows[..., None, :], axis=-1)
-        top, gram = A_R.mT @ attention, A_R.mT @ A_R
-        unit = (rows[..., :, None] == np.arange(attention.shape[-1])).astype(attention.dtype)
-        free = 1 - unit.sum(axis=-2, keepdims=True).clip(0, 1)
-        E = unit + free / rows.shape[-1]
-        for _ in range(100):
-            E = np.where(free, E * top / (gram @ E + 1e-30), unit)
-        return Bias(E @ v, E.sum(axis=-1))
-
-PERTOKEN = WFIT = False
-ALL = 10**9   # every token of the context
+TINY = 1e-30
 
 
 class Context(NamedTuple):
-    """One layer's context, and how tokens that may come look at it."""
+    """One layer's context of m tokens, and how n others, which may come after it, look at it."""
 
-    q: np.ndarray          # (heads, n', d_k): the context's last queries, turned to 1, 2, ...
+    q: np.ndarray          # (heads, ≤ 64, d_k): the context's last queries, turned to 1, 2, ...
     k: np.ndarray          # (heads, m, d_k): its keys, turned to 1−m ... 0
     v: np.ndarray          # (heads, m, d_v)
     w_o: np.ndarray        # (heads, d_v, d_model)
-    attention: np.ndarray  # (heads, n, m): what those tokens give to each of the context's
-    size: float            # the mean of ‖x‖² of their stream x
-    out: float = 1
+    attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
+    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
 
 
-def caches(model, tokens, ahead=64):
-    """Each layer's (q, k, v): keys turned to the places 1−M ... 0, the last queries to 1, 2, ..."""
+def caches(model, tokens):
+    """Each layer's q, k, v of a context, as a Context has them."""
     def attend(q, k, v, _, rope, normalize):
-        m = k.shape[-2]
+        n, last = np.arange(k.shape[-2]) + 1, q[..., -64:, :]
         return softmax_attend(q, k, v, None, rope)[0], (
-            rotate_at(q[..., -ahead:, :], rope, np.arange(min(ahead, m)) + 1),
-            rotate_at(k, rope, np.arange(m) + 1 - m), v)
+            rotate_at(last, rope, n[:64]), rotate_at(k, rope, n - len(n)), v)
 
     return run_layers(model, tokens, attend=attend)[1]
 
 
 def looks(model, cached, tokens):
-    """Read tokens (b, n) after a context: each layer's attention (heads, b n, m) to it, and mean ‖x‖²."""
+    """How tokens (b, n) after a context look at it: (heads, b n, m), and their weight, by layer."""
     x, found = model.embed[tokens], []
     for layer, (_, k, v) in zip(model.layers, cached):
         def attend(q, k_x, v_x, _, rope, normalize):
             n, m = q.shape[-2], k.shape[-2]
-            q, k_x = (rotate_at(x, rope, np.arange(n) + 1) for x in (q, k_x))
-            old = q @ k.mT
-            new = np.where(np.tri(n), q @ k_x.mT, -np.inf)
-            p = softmax(np.concatenate([old, new], axis=-1) / q.shape[-1] ** 0.5)
-            o = p[..., :m] @ v + p[..., m:] @ v_x
-            wv = np.sqrt(((o @ layer.w_o) ** 2).sum(-1))
-            return o, (p[..., :m], wv)
+            q, k_x = (rotate_at(y, rope, np.arange(n) + 1) for y in (q, k_x))
+            own = np.where(np.tri(n), q @ k_x.mT, -np.inf)
+            p = softmax(np.concatenate([q @ k.mT, own], axis=-1) / k.shape[-1] ** 0.5)
+            return p[..., :m] @ v + p[..., m:] @ v_x, p[..., :m]
 
-        size = (x * x).sum(axis=-1)
-        if not PERTOKEN: size = 0 * size + size.mean()
-        x, (p, wv) = block(x, layer, model, None, attend)
-        found.append((np.concatenate([*p], axis=-2), 1 / np.sqrt(size.ravel() * size.size), np.concatenate([*wv], axis=-1)))
+        weight = ((x * x).sum(axis=-1) * x[..., 0].size).reshape(-1, 1) ** -0.5
+        x, attention = block(x, layer, model, None, attend)
+        found.append((np.concatenate([*attention], axis=-2), weight))
     return found
 
 
-def contexts(model, tokens, *after):
-    """A Context for each layer; `after` are batches of tokens (b, n) that may come behind it."""
-    cached = caches(model, tokens)
-    seen = [looks(model, cached, np.atleast_2d(tokens)) for tokens in after]
-    return [Context(*qkv, layer.w_o, np.concatenate([o[0] for o in of_layer], axis=-2),
-                    np.concatenate([o[1] for o in of_layer]), np.concatenate([o[2] for o in of_layer], axis=-1))
-            for qkv, layer, of_layer in zip(cached, model.layers, zip(*seen))]
+def contexts(model, tokens, *after, reader=None):
+    """A Context for each layer; `after` are batches of tokens (n,) or (b, n) that may come next.
 
-
-# ---- which rows
-
-def pursuit(gram, target, steps):
-    """Rows one by one, each the column of A that explains most of what is left of A V.
-
-    gram = AᵀA (..., m, m), target = AᵀA V (..., m, d): order (..., steps), gains (..., steps).
+    `reader` is the model that reads those, where the place in a text changes it (GPT-2).
     """
-    left, m = np.diagonal(gram, axis1=-2, axis2=-1).copy(), gram.shape[-1]
-    floor, F, order, gains = 1e-9 * left, np.zeros((*gram.shape[:-1], steps)), [], []
-    for i in range(steps):
-        gain = np.where(left > floor, (target * target).sum(axis=-1) / np.maximum(left, 1e-300), 0)
-        j = gain.argmax(axis=-1)[..., None]
+    cached = caches(model, tokens)
+    seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
+    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)))
+            for qkv, layer, *batches in zip(cached, model.layers, *seen)]
+
+
+def pursuit(gram, target):
+    """The order in which to keep tokens, and what each explains of ‖A V‖²: (heads, m) both.
+
+    gram = AᵀA (heads, m, m), target = AᵀA V. Next is the column a of A, less what the kept ones
+    explain of it, of the largest ‖aᵀ A V‖² / ‖a‖²: pivoted Gram-Schmidt.
+    """
+    left, f, order, gains = np.diagonal(gram, 0, -2, -1), np.zeros_like(gram), [], []
+    floor, heads = 1e-12 * left.max(axis=-1) + TINY, np.arange(len(gram))
+    for i in range(gram.shape[-1]):
+        gain = (target * target).sum(axis=-1) / np.maximum(left, floor[:, None])
+        j = np.where(left > floor[:, None], gain, np.where(left > -np.inf, 0, -1)).argmax(axis=-1)
         order.append(j)
-        gains.append(np.take_along_axis(gain, j, axis=-1))
-        at = j[..., None]
-        f = np.take_along_axis(gram, at, axis=-1) - F[..., :i] @ np.take_along_axis(F[..., :i], at, axis=-2).mT
-        pivot = np.maximum(np.take_along_axis(left, j, axis=-1), np.take_along_axis(floor, j, axis=-1))[..., None] + 1e-300
-        target = target - f * (np.take_along_axis(target, at, axis=-2) / pivot)
-        F[..., i] = (f / pivot ** 0.5)[..., 0]
-        left = left - F[..., i] ** 2
-        np.put_along_axis(left, j, 0, axis=-1)
-    return np.concatenate(order, axis=-1), np.concatenate(gains, axis=-1)
+        gains.append(gain[heads, j] * (left[heads, j] > floor))
+        a = gram[heads, j] - (f @ f[heads, j, :, None])[..., 0]
+        pivot = np.maximum(left[heads, j], floor)[:, None]
+        target = target - a[..., None] * (target[heads, j] / pivot)[:, None]
+        f[..., i] = a / pivot ** 0.5
+        left = left - f[..., i] ** 2
+        left[heads, j] = -np.inf    # kept
+    return np.stack(order, axis=-1), np.stack(gains, axis=-1)
 
 
-def ranked(c, steps, group=1, scale=1.0):
-    """pursuit for each head (or group of heads) of one layer, gains relative to ‖x‖²."""
-    n, m = c.attention.shape[-2:]
-    A = (c.attention * c.size[:, None]).reshape(-1, group * n, m).astype(float)
-    gram = A.mT @ A
-    w = c.w_o.astype(float)
-    L = np.linalg.cholesky((w @ w.mT).reshape(-1, group, *w.shape[1:2] * 2).sum(axis=1))
-    vL = c.v[::group].astype(float) @ L
-    o = A @ vL
-    size = scale * np.sqrt((c.out.reshape(len(A), -1)**2).mean(axis=-1))[:, None, None]
-    V = np.concatenate([vL, size * np.ones_like(vL[..., :1])], axis=-1)
-    order, gains = pursuit(gram, gram @ V, min(steps, m))
-    return order, gains
+def least_squares(layers, m, share=1):
+    """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
+    plans, tokens = [], layers[0].k.shape[-2]
+    for c in layers:
+        A = (c.attention * c.weight).astype(float).reshape(-1, share * len(c.weight), tokens)
+        w = c.w_o.astype(float).swapaxes(1, 2).reshape(len(A), -1, c.v.shape[-1])
+        V, gram = c.v[::share] @ np.linalg.qr(w, mode="r").mT, A.mT @ A    # VVᵀ = v W_O W_Oᵀ vᵀ
+        plans.append((c, A, *pursuit(gram, gram @ V)))
+    gains = np.concatenate([np.minimum.accumulate(gain, axis=-1) for *_, gain in plans])
+    gains[:, 0] = np.inf
+    best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
+    budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
+    return [fitted(c, A, order, n, share) for (c, A, order, _), n in zip(plans, budgets)]
 
 
-def least_squares(layers, m, group=1, shared=True, scale=1.0, fit=fitted_bias, cap=10):
-    """"""
-    total = layers[0].k.shape[-2]
-    m = min(m, total)
-    plans = [ranked(c, min(total, cap * m), group, scale) for c in layers]
-    gains = np.array([np.minimum.accumulate(g, axis=-1) for _, g in plans])
-    gains[..., 0] = np.inf
-    if shared:
-        floor = np.sort(gains, axis=None)[-m * gains[..., 0].size]
-    made = []
-    for c, (order, _), g in zip(layers, plans, gains):
-        heads, r = len(c.k), [max(1, int((x >= floor).sum())) if shared else m for x in g]
-        r_max = max(r)
-        z = np.zeros((heads, r_max, c.k.shape[-1]), c.k.dtype)
-        kv, d = np.zeros((heads, r_max, c.v.shape[-1]), c.v.dtype), np.zeros((heads, r_max), c.v.dtype)
-        for a, rows in enumerate(order):
-            rows, of = rows[:r[a]], slice(a * group, a * group + group)
-            A = np.concatenate(c.attention[of] / (1 / c.size[:, None] if WFIT else 1)).astype(float)
-            b = fit(A, c.v[a * group].astype(float), rows)
-            z[of, :r[a]] = c.k[a * group, rows] / c.k.shape[-1] ** 0.25
-            kv[of, :r[a]], d[of, :r[a]] = b
-        made.append((z, Bias(kv, d)))
-    return made
-
-
-def nonnegative(gram, top, w, steps=50):
-    for _ in range(steps):
-        w = w * top / ((gram @ w[..., None])[..., 0] + 1e-30)
-    return w
-
-
-def attention_matching_layer(c, m, normalized=False, weighted=True):
-    A = c.attention.astype(float)
-    gram = A.mT @ A
-    total = gram.sum(axis=-1)
-    M = gram.shape[-1]
-    m = min(m, M)
-    rows, w = np.zeros((len(A), 0), int), np.zeros((len(A), 0))
-    for i in range(m):
-        w = w.reshape(len(A), -1)
-        r = total.copy()
-        if i:
-            r = r - (np.take_along_axis(gram, rows[:, None, :], axis=-1) @ w[..., None])[..., 0]
-        if normalized:
-            r = r / np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1) + 1e-300)
-        np.put_along_axis(r, rows, -np.inf, axis=-1)
-        rows = np.concatenate([rows, r.argmax(axis=-1)[:, None]], axis=-1)
-        G = np.take_along_axis(np.take_along_axis(gram, rows[:, :, None], axis=-2), rows[:, None, :], axis=-1)
-        t = np.take_along_axis(total, rows, axis=-1)
-        w = nonnegative(G, t, np.concatenate([w, np.ones((len(A), 1))], axis=-1) + 1e-3, 50)
-    w = nonnegative(G, t, w, 500)
-    w = np.maximum(w, 1e-6)
-    A_R = np.take_along_axis(A, rows[:, None, :], axis=-1)
-    if weighted:
-        X, Y = A_R * w[:, None], A @ c.v
-    else:
-        X = A_R * w[:, None]
-        X, Y = X / (X.sum(-1, keepdims=True) + 1e-30), A @ c.v / (A.sum(-1, keepdims=True) + 1e-30)
-    values = np.linalg.pinv(X, rcond=1e-6) @ Y
-    k = np.take_along_axis(c.k, rows[..., None], axis=-2)
-    return k / k.shape[-1] ** 0.25, Bias((w[..., None] * values).astype(c.v.dtype), w.astype(c.v.dtype))
-
-
-def attention_matching(layers, m, **how):
-    return [attention_matching_layer(c, m, **how) for c in layers]
-
-
-def clusters(x, r, weight):
-    """Which of r rows, each the farthest by weight, is nearest: x (..., m, d) gives (..., m)."""
-    apart, nearest = (x * x).sum(axis=-1), np.zeros(x.shape[:-1], int)
-    for c in range(r):
-        far = (weight * apart).argmax(axis=-1)[..., None, None]
-        d = ((x - np.take_along_axis(x, far, axis=-2)) ** 2).sum(axis=-1)
-        nearest = np.where(d < apart, c, nearest)
-        apart = np.minimum(d, apart) if c else d
-    return nearest
-
-
-def attended_landmarks(q, k, v, m):
-    q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
-    m, tiny = min(m, k.shape[-2]), 1e-30
-    log_z = np.logaddexp.reduce(q @ k.mT, axis=-1, keepdims=True)
-
-    def looked_at(z):    # 0.001: what nobody looks at still counts
-        return np.exp(q @ z.mT - log_z).sum(axis=-2)[..., None] + 0.001
-
-    w = looked_at(k)
-    rows = np.concatenate([x / (np.linalg.norm(x, axis=(-2, -1), keepdims=True) + tiny)
-                           for x in (k, v)], axis=-1)
-    share = np.eye(m, dtype=k.dtype)[clusters(rows, m, w[..., 0])] * w    # (..., n, m)
-    share, total = share.mT, share.sum(axis=-2)[..., None]
-    z = share @ k / (total + tiny)
-    return z, Bias(share @ v / looked_at(z), (total / looked_at(z))[..., 0])
+def fitted(c, A, order, budget, share):
+    """`fitted_bias` of one layer, each head with the first rows of its order; others weigh 0."""
+    r = budget.max()
+    z, (kv, d) = np.zeros_like(c.k[:, :r]), Bias(np.zeros_like(c.v[:, :r]), 0 * c.v[:, :r, 0])
+    for i, rows in enumerate(rows[:n] for rows, n in zip(order, budget)):
+        here = np.s_[i * share:(i + 1) * share, :len(rows)]
+        z[here] = c.k[i * share, rows] / c.k.shape[-1] ** 0.25
+        kv[here], d[here] = fitted_bias(A[i], c.v[i * share], rows)
+    return z, Bias(kv, d)
 
 
 def keep(c, rows):
-    """Some tokens of the context as they are: rows (heads, r)."""
+    """Some tokens of the context as they are: rows (heads or 1, r)."""
     k, v = (np.take_along_axis(x, rows[..., None], axis=-2) for x in (c.k, c.v))
     return k / k.shape[-1] ** 0.25, Bias(v, np.ones_like(v[..., 0]))
 
 
-def landmark_features(x, landmarks):
-    return x @ landmarks.mT
+def attention_matching(c, m):
+    """Zweiger et al. 2026 (2602.16284): tokens by matching pursuit on the mass A 1 that the context
+
+    gets, weights by nonnegative least squares on it, values by least squares on the output.
+    """
+    A, heads = c.attention.astype(float), np.arange(len(c.k))[:, None]
+    gram, rows, w = A.mT @ A, np.zeros((len(A), 0), int), np.zeros((len(A), 0))
+    for _ in range(min(m, A.shape[-1])):
+        left = gram.sum(axis=-1) - (w[:, None] @ gram[heads, rows])[:, 0]
+        left[heads, rows] = -np.inf
+        rows = np.concatenate([rows, left.argmax(axis=-1)[:, None]], axis=-1)
+        w = np.insert(w, w.shape[-1], 1, axis=-1)
+        kept = gram[heads[..., None], rows[..., None], rows[:, None]]
+        for _ in range(100):
+            w = w * gram.sum(axis=-1)[heads, rows] / ((kept @ w[..., None])[..., 0] + TINY)
+    w = np.maximum(w, 1e-6)
+    of_rows = np.take_along_axis(A, rows[:, None], axis=-1) * w[:, None]
+    new, old = (x / (x.sum(axis=-1, keepdims=True) + TINY) for x in (of_rows, A))
+    values = np.linalg.pinv(new, rcond=1e-6) @ (old @ c.v)
+    return keep(c, rows)[0], Bias(*(x.astype(c.v.dtype) for x in (w[..., None] * values, w)))
+
+
+def merged(c, m):
+    """Our earlier rule: keys weighted by how the context's last queries look at them, clustered by
+
+    key and value, merged, and each cluster scaled to be looked at as much as its keys were.
+    """
+    def looked_at(z):    # 0.001: what nobody looks at still counts
+        return (np.exp(q @ z.mT - log_z).sum(axis=-2) + 0.001)[..., None]
+
+    q, k = (x / x.shape[-1] ** 0.25 for x in (c.q, c.k))
+    log_z = np.logaddexp.reduce(q @ k.mT, axis=-1, keepdims=True)
+    x = np.concatenate([y / (np.linalg.norm(y, axis=(-2, -1), keepdims=True) + TINY)
+                        for y in (k, c.v)], axis=-1)
+    w, m, apart = looked_at(k), min(m, k.shape[-2]), (x * x).sum(axis=-1)
+    for i in range(m):    # each the farthest from those before it
+        far = (w[..., 0] * apart).argmax(axis=-1)[..., None, None]
+        distance = ((x - np.take_along_axis(x, far, axis=-2)) ** 2).sum(axis=-1)
+        nearest = np.where(distance < apart, i, nearest if i else 0)
+        apart = np.minimum(distance, apart) if i else distance
+    part = (np.eye(m, dtype=k.dtype)[nearest] * w).mT
+    total = part.sum(axis=-1, keepdims=True)
+    z = part @ k / (total + TINY)
+    return z, Bias(part @ c.v / looked_at(z), (total / looked_at(z))[..., 0])
+
+
+def equal(rule):
+    """A rule for one layer, with the same m in every head, as one for all layers."""
+    return lambda layers, m: [rule(c, min(m, c.k.shape[-2])) for c in layers]
+
+
+RULES = {"last kept": equal(lambda c, m: keep(c, np.arange(c.k.shape[-2])[None, -m:])),
+         "first and last kept": equal(lambda c, m: keep(c, np.r_[0, 1 - m:0][None])),
+         "most attended kept": equal(
+             lambda c, m: keep(c, np.argsort(-c.attention.sum(axis=-2), axis=-1)[..., :m])),
+         "merged, attended": equal(merged), "Attention Matching": equal(attention_matching),
+         "least squares": least_squares}
+
+
+def random_features(layers, m, rng):
+    """The paper's: m independent directions for all heads (ICLCA §5)."""
+    directions = rng.standard_normal((m, layers[0].k.shape[-1]))
+    features = partial(log_random_features, projection=directions)
+    return [(features, softmax_bias(c.k, c.v, features)) for c in layers]
 
 
 def converted(made):
-    return [(b, partial(landmark_features, landmarks=z)) for z, b in made]
+    """What a rule has made, as `forward` takes it with `softmax_attend`."""
+    return [(bias, z if callable(z) else partial(score, z=z)) for z, bias in made]
+
+
+def score(x, z):
+    """log φ(x) = Z x: how strongly x (..., n, d_k) attends to each landmark (..., r, d_k)."""
+    return x @ z.mT
 
 
 def apart(answer, expected):
