@@ -24,12 +24,15 @@ def logits(model, ids, biases=None):
     return forward(model, ids, biases, softmax_attend)[0]
 
 
+def every_token(model, context):
+    """A context (m,) as biases that lose nothing: each token its own row."""
+    return iclaa(model, context, lambda k, v: (Bias(v, np.ones_like(v[..., 0])),
+                                               partial(score, z=k / k.shape[-1] ** 0.25)))
+
+
 def self_study(model, context, rng, count=8, n=32):
     """What the model itself writes after a context (m,): (count, n) tokens, at temperature 1."""
-    def every_token(k, v):
-        return Bias(v, 1 + 0 * v[..., 0]), partial(score, z=k / k.shape[-1] ** 0.25)
-
-    start = iclaa(model, context[:-1], every_token)
+    start = every_token(model, context[:-1])
     return continuation(model, [context[-1:]] * count, n, start, sampler(rng))
 
 
@@ -60,6 +63,8 @@ def conversions(model, context, rng, rules=RULES, sizes=SIZES, bos=1):
 def ratio(gap, benefit, i):
     """Σ gap / Σ benefit over contexts in percent, with its standard error, as text."""
     gap, benefit = gap[:, i], benefit[:, i]
+    if len(gap) < 2 or not benefit.any():
+        return "–"
     part = gap.sum() / benefit.sum()
     error = np.std(gap - part * benefit, ddof=1) / len(gap) ** 0.5 / benefit.mean()
     return f"{100 * part:.2f} ± {100 * error:.2f}"
@@ -81,20 +86,20 @@ def tables(found, seconds, sizes):
     drops, rules = ("dropped", "dropped, BOS kept"), dict.fromkeys(n for n, m in found if m)
     for name in "in context", *drops:
         loss, kl, error = found[name, 0].mean(axis=0)
-        print(f"{name:26}loss {loss:.3f}, KL {kl:.3f}, error of the logits {error:.3f}")
+        print(f"{name:30}loss {loss:.3f}, KL {kl:.3f}, error of the logits {error:.3f}")
     dropped = np.stack([min((found[name, 0][:, i] for name in drops), key=np.mean)
                         for i in range(3)], axis=-1)
     benefit = dropped - found["in context", 0]
     for title, cell in (
             ("kept, %", lambda rows, _: ratio(dropped - rows, benefit, 0)),
             ("KL kept, %", lambda rows, _: ratio(dropped - rows, benefit, 1)),
-            ("KL kept, above Attention Matching's",
+            ("KL, above Att. Matching",
              lambda rows, m: difference(found[ANCHOR, m] - rows, benefit, 1)),
             ("error of the logits", lambda rows, _: f"{rows[:, 2].mean():.3f}")):
-        print(f"\n{title:36}" + "".join(f"{f'm = {m}':>16}" for m in sizes))
+        print(f"\n{title:30}" + "".join(f"{f'm = {m}':>17}" for m in sizes))
         for name in rules:
             cells = (cell(found[name, m], m) for m in sizes)
-            print(f"{name:36}" + "".join(f"{text:>16}" for text in cells))
+            print(f"{name:30}" + "".join(f"{text:>17}" for text in cells))
     print("\nseconds per context")
     for name, taken in seconds.items():
-        print(f"{name:36}{np.mean(taken):.2f}")
+        print(f"{name:30}{np.mean(taken):.2f}")

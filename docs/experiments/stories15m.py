@@ -45,7 +45,7 @@ def patch(model, context, others):
     full, x = model.embed[context], model.embed[tokens]
     for layer in model.layers:
         h, wanted = attended(x, layer), attended(full, layer)[0]
-        update = implicit_weight_update(layer.w_1.T, model.norm(h[0, 0]), model.norm(wanted[0])).T
+        update = implicit_weight_update(layer.w_1.T, model.norm(h[0, 0]), model.norm(wanted)).T
         x = (h + model.activation(model.norm(h) @ (layer.w_1 + update)) @ layer.w_2
              + wanted - h[0, 0])
         full = block(full, layer, model, None, softmax_attend)[0]

@@ -134,14 +134,15 @@ def attention_matching(c, m):
     """
     A, heads = c.attention.astype(float), np.arange(len(c.k))[:, None]
     gram, rows, w = A.mT @ A, np.zeros((len(A), 0), int), np.zeros((len(A), 0))
+    mass = gram.sum(axis=-1)
     for _ in range(min(m, A.shape[-1])):
-        left = gram.sum(axis=-1) - (w[:, None] @ gram[heads, rows])[:, 0]
+        left = mass - (w[:, None] @ gram[heads, rows])[:, 0]
         left[heads, rows] = -np.inf
         rows = np.concatenate([rows, left.argmax(axis=-1)[:, None]], axis=-1)
         w = np.insert(w, w.shape[-1], 1, axis=-1)
         kept = gram[heads[..., None], rows[..., None], rows[:, None]]
         for _ in range(100):
-            w = w * gram.sum(axis=-1)[heads, rows] / ((kept @ w[..., None])[..., 0] + TINY)
+            w = w * mass[heads, rows] / ((kept @ w[..., None])[..., 0] + TINY)
     w = np.maximum(w, 1e-6)
     of_rows = np.take_along_axis(A, rows[:, None], axis=-1) * w[:, None]
     new, old = (x / (x.sum(axis=-1, keepdims=True) + TINY) for x in (of_rows, A))
