@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
-from kept import SIZES, conversions, every_token, logits, measure, ratio, tables
+from pretrained.kept import SIZES, conversions, every_token, logits, measure, ratio, tables
 from pretrained import gguf
 from pretrained.bpe import decode, encode
 from pretrained.decoding import continuation
@@ -132,10 +132,10 @@ def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=
                     score((rule, m), biases)
     for made_up in sorted({key[0] for key in found}):
         best = np.array(found[made_up, "in context", 0])
-        print(f"\n16 demonstrations, {'made-up words' if made_up else ', '.join(tasks)}: "
-              f"{len(best)} draws, accuracy in context {100 * best.mean():.1f} ± "
-              f"{100 * best.std(ddof=1) / len(best) ** 0.5:.1f}%; in percent of that")
-        print(f"{'':30}" + "".join(f"{f'm = {m}':>17}" for m in sizes))
+        names = "made-up words" if made_up else ", ".join([*tasks][:-1])
+        print(f"\n{shots} demonstrations of {names}: {len(best)} draws, accuracy in context "
+              f"{100 * best.mean():.1f} ± {100 * best.std(ddof=1) / len(best) ** 0.5:.1f}%")
+        print(f"{'in percent of that':30}" + "".join(f"{f'm = {m}':>17}" for m in sizes))
         for rule in dict.fromkeys(key[1] for key in found if key[0] == made_up):
             cells = [ratio(np.array(found[made_up, rule, m])[:, None], best[:, None], 0)
                      for m in (0, *sizes) if (made_up, rule, m) in found]
@@ -170,12 +170,17 @@ def main(argv=None):
         return 2
     print(f"{path.name} read in {time.perf_counter() - start:.1f} s")
     texts, tasks = read_texts(a.part)
-    rules = rules_for(len(model.layers[0].w_q) // kv_heads)
-    facts(model, tokenizer, texts[:2 if quick else None], rng, rules, SIZES[:2 if quick else 4])
-    tasks = {name: words for name, words in tasks.items() if not quick or name == "capitals"}
+    if quick:
+        texts = [(text[:60], questions) for text, questions in texts[:2]]
+        tasks = {"capitals": [(word, word) for word, _ in tasks["capitals"]]}
+    share = len(model.layers[0].w_q) // kv_heads
+    rules = rules_for(share)
+    facts(model, tokenizer, texts, rng, rules, SIZES[:2] if quick else SIZES)
     tasks["made-up words"] = made_up_words(rng, 200)
-    few_shot(model, tokenizer, tasks, rng, rules, (2,) if quick else (2, 4, 8, 16),
-             2 if quick else 3)
+    for name in "last kept", f"{OURS}, by keys, m/{share}":
+        del rules[name]
+    few_shot(model, tokenizer, tasks, rng, rules, **(
+        dict(sizes=(2,), draws=2, shots=4) if quick else dict(sizes=(2, 4, 8, 16), draws=3)))
     context = np.array([BOS, *encode(texts[0][0], tokenizer)])
     patch(model, context, encode(texts[1][0], tokenizer)[:8])
     print(f"\nthe whole run: {time.perf_counter() - start:.0f} s")

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
 from iclca_ref import implicit_weight_update, softmax_attend
-from kept import SIZES, conversions, logits, measure, tables
+from pretrained.kept import SIZES, conversions, logits, measure, tables
 from linear_transformer import block
 from pretrained.decoding import continuation, sampler
 from pretrained.llama2c import decode, encode, read_model, read_tokens, write_tiny
