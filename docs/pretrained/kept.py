@@ -14,7 +14,8 @@ import numpy as np
 from iclca_ref import iclaa, softmax_attend
 from linear_transformer import Bias, forward
 from pretrained.decoding import continuation, sampler
-from pretrained.rules import RULES, apart, contexts, converted, random_features, score
+from pretrained.look import contexts
+from pretrained.rules import RULES, apart, converted, random_features, score
 
 SIZES, ANCHOR, WIDER = (4, 8, 16, 32), "Attention Matching", "random features, 32 m"
 

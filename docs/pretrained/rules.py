@@ -14,63 +14,13 @@ each layer, for `converted`. A row holds d_k + d_v + 1 numbers, d_k + d_v if it 
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from iclca_ref import fitted_bias, log_random_features, softmax_attend, softmax_bias
-from linear_transformer import Bias, block, rotate_at, run_layers, softmax
+from iclca_ref import fitted_bias, log_random_features, softmax_bias
+from linear_transformer import Bias
 
 TINY = 1e-30
-
-
-class Context(NamedTuple):
-    """One layer's context of m tokens, and how n others, which may come after it, look at it."""
-
-    q: np.ndarray          # (heads, ≤ 64, d_k): the context's last queries, turned to 1, 2, ...
-    k: np.ndarray          # (heads, m, d_k): its keys, turned to 1−m ... 0
-    v: np.ndarray          # (heads, m, d_v)
-    w_o: np.ndarray        # (heads, d_v, d_model)
-    attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
-    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
-
-
-def caches(model, tokens):
-    """Each layer's q, k, v of a context, as a Context has them."""
-    def attend(q, k, v, _, rope, normalize):
-        n, last = np.arange(k.shape[-2]) + 1, q[..., -64:, :]
-        return softmax_attend(q, k, v, None, rope)[0], (
-            rotate_at(last, rope, n[:64]), rotate_at(k, rope, n - len(n)), v)
-
-    return run_layers(model, tokens, attend=attend)[1]
-
-
-def looks(model, cached, tokens):
-    """How tokens (b, n) after a context look at it: (heads, b n, m), and their weight, by layer."""
-    x, found = model.embed[tokens], []
-    for layer, (_, k, v) in zip(model.layers, cached):
-        def attend(q, k_x, v_x, _, rope, normalize):
-            n, m = q.shape[-2], k.shape[-2]
-            q, k_x = (rotate_at(y, rope, np.arange(n) + 1) for y in (q, k_x))
-            own = np.where(np.tri(n), q @ k_x.mT, -np.inf)
-            p = softmax(np.concatenate([q @ k.mT, own], axis=-1) / k.shape[-1] ** 0.5)
-            return p[..., :m] @ v + p[..., m:] @ v_x, p[..., :m]
-
-        weight = ((x * x).sum(axis=-1) * x[..., 0].size).reshape(-1, 1) ** -0.5
-        x, attention = block(x, layer, model, None, attend)
-        found.append((np.concatenate([*attention], axis=-2), weight))
-    return found
-
-
-def contexts(model, tokens, *after, reader=None):
-    """A Context for each layer; `after` are batches of tokens (n,) or (b, n) that may come next.
-
-    `reader` is the model that reads those, where the place in a text changes it (GPT-2).
-    """
-    cached = caches(model, tokens)
-    seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
-    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)))
-            for qkv, layer, *batches in zip(cached, model.layers, *seen)]
 
 
 def pursuit(gram, target):
@@ -84,12 +34,13 @@ def pursuit(gram, target):
     for i in range(gram.shape[-1]):
         gain = (target * target).sum(axis=-1) / np.maximum(left, floor[:, None])
         j = np.where(left > floor[:, None], gain, np.where(left > -np.inf, 0, -1)).argmax(axis=-1)
+        more = left[heads, j] > floor    # else all columns are explained already
         order.append(j)
-        gains.append(gain[heads, j] * (left[heads, j] > floor))
-        a = gram[heads, j] - (f @ f[heads, j, :, None])[..., 0]
-        pivot = np.maximum(left[heads, j], floor)[:, None]
-        target = target - a[..., None] * (target[heads, j] / pivot)[:, None]
-        f[..., i] = a / pivot ** 0.5
+        gains.append(np.where(more, gain[heads, j], 0))
+        f[..., i] = (gram[heads, j] - (f @ f[heads, j, :, None])[..., 0]) * (
+            more / np.maximum(left[heads, j], floor) ** 0.5)[:, None]
+        target = target - f[..., i, None] * (target[heads, j] / np.where(
+            more, f[heads, j, i], 1)[:, None])[:, None]
         left = left - f[..., i] ** 2
         left[heads, j] = -np.inf    # kept
     return np.stack(order, axis=-1), np.stack(gains, axis=-1)
@@ -128,9 +79,10 @@ def keep(c, rows):
 
 
 def attention_matching(c, m):
-    """Zweiger et al. 2026 (2602.16284): tokens by matching pursuit on the mass A 1 that the context
+    """Zweiger et al. 2026 (2602.16284), with as many rows in every head.
 
-    gets, weights by nonnegative least squares on it, values by least squares on the output.
+    Tokens by matching pursuit on what the context as a whole is given, A 1; weights by nonnegative
+    least squares on that (100 updates after each token); values by least squares on the output.
     """
     A, heads = c.attention.astype(float), np.arange(len(c.k))[:, None]
     gram, rows, w = A.mT @ A, np.zeros((len(A), 0), int), np.zeros((len(A), 0))
@@ -151,9 +103,9 @@ def attention_matching(c, m):
 
 
 def merged(c, m):
-    """Our earlier rule: keys weighted by how the context's last queries look at them, clustered by
+    """Our earlier rule: keys, weighted by how the context's last queries look at them, are merged.
 
-    key and value, merged, and each cluster scaled to be looked at as much as its keys were.
+    Clustered by key and value; each cluster is scaled to be looked at as much as its keys were.
     """
     def looked_at(z):    # 0.001: what nobody looks at still counts
         return (np.exp(q @ z.mT - log_z).sum(axis=-2) + 0.001)[..., None]

@@ -1,0 +1,213 @@
+"""docs/pretrained: how tokens look at a context, the rules, what they keep; the two scripts' errors."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import smollm2
+import stories15m
+from iclca_ref import softmax_attend
+from linear_transformer import forward, identity, random_transformer, rotate_at, softmax
+from pretrained import llama2c
+from pretrained.decoding import continuation, sampler
+from pretrained.kept import every_token, logits, measure, ratio, self_study
+from pretrained.look import contexts
+from pretrained.rules import RULES, converted, least_squares, merged, pursuit, random_features
+
+rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+MODEL = random_transformer(np.random.default_rng(0), 50, 32, 2, 4)._replace(phi=identity)
+MODEL = MODEL._replace(layers=tuple(    # sharper attention, and branches of their full size
+    layer._replace(w_q=6 * layer.w_q, w_o=2 * layer.w_o) for layer in MODEL.layers))
+TEXT = np.random.default_rng(1).integers(0, 50, 34)
+CONTEXT, REST, M = TEXT[:24], TEXT[24:], 24
+GROUPED = MODEL._replace(layers=tuple(    # each two heads have the same keys and values
+    layer._replace(w_k=layer.w_k[[0, 0, 1, 1]], w_v=layer.w_v[[0, 0, 1, 1]])
+    for layer in MODEL.layers))
+
+
+def looked(model=MODEL, after=((3, 4, 5, 6), CONTEXT)):
+    return contexts(model, CONTEXT, *map(np.array, after))
+
+
+def test_the_attention_that_a_context_gets_is_the_attention_in_the_whole_text():
+    seen, streams = [], []
+
+    def attend(q, k, v, _, rope, normalize):
+        q, k = (rotate_at(x, rope, np.arange(len(TEXT)) + 1) for x in (q, k))
+        scores = np.where(np.tri(len(TEXT)), q @ k.mT / q.shape[-1] ** 0.5, -np.inf)
+        seen.append(softmax(scores)[:, M:, :M])
+        return softmax(scores) @ v, None
+
+    def norm(x):
+        streams.append(x[M:])
+        return MODEL.norm(x)
+
+    forward(MODEL._replace(norm=norm), TEXT, attend=attend)
+    for i, c in enumerate(contexts(MODEL, CONTEXT, REST)):
+        np.testing.assert_allclose(c.attention, seen[i], atol=1e-12)
+        weight = 1 / np.linalg.norm(streams[2 * i], axis=-1, keepdims=True) / len(REST) ** 0.5
+        np.testing.assert_allclose(c.weight, weight)
+
+
+def test_several_batches_are_read_each_by_itself_and_count_alike():
+    one, two = looked(after=[(3, 4)])[1], looked(after=[[(7, 8), (3, 4)], (3, 4)])[1]
+    for rows in slice(2, 4), slice(4, 6):
+        np.testing.assert_allclose(two.attention[:, rows], one.attention, atol=1e-12)
+    np.testing.assert_allclose(two.weight[2:], [*one.weight / 2**0.5, *one.weight])
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "Attention Matching"])
+def test_every_rule_that_keeps_all_tokens_is_exact_and_the_same_rule_with_fewer_is_not(name):
+    expected = forward(MODEL, TEXT, attend=softmax_attend)[0][M:]
+    for m in 4, 10**9:
+        made = RULES[name](looked(), m)
+        assert all(bias.d.shape[0] == 4 and (bias.d >= 0).all() for _, bias in made)
+        error = abs(logits(MODEL, REST, converted(made)) - expected).max()
+        assert (error < 1e-6) == (m > 4), error
+
+
+def test_rows_for_heads_with_the_same_keys_are_the_same_in_these_heads_and_exact_if_all():
+    expected = forward(GROUPED, TEXT, attend=softmax_attend)[0][M:]
+    made = least_squares(looked(GROUPED), M, share=2)
+    assert abs(logits(GROUPED, REST, converted(made)) - expected).max() < 1e-8
+    for z, bias in least_squares(looked(GROUPED), 5, share=2):
+        for x in z, *bias:
+            assert (x[0] == x[1]).all() and (x[2] == x[3]).all() and (x[0] != x[2]).any()
+
+
+@given(rngs, st.integers(2, 5))
+def test_pursuit_takes_the_column_that_lowers_the_error_most_and_says_by_how_much(rng, m):
+    A, V, kept = rng.random((9, m)) ** 3, rng.standard_normal((m, 2)), []
+
+    def error(rows):
+        projected = A[:, rows] @ np.linalg.lstsq(A[:, rows], A @ V, rcond=None)[0]
+        return ((A @ V - projected) ** 2).sum()
+
+    (order,), (gains,) = pursuit((A.T @ A)[None], (A.T @ A @ V)[None])
+    assert sorted(order) == [*range(m)]
+    for j, gain in zip(order, gains):
+        falls = {a: error(kept) - error([*kept, a]) for a in {*range(m)} - {*kept}}
+        assert falls[j] == pytest.approx(max(falls.values()), abs=1e-7)
+        assert gain == pytest.approx(falls[j], abs=1e-7)
+        kept.append(j)
+
+
+def test_pursuit_of_what_is_explained_already_takes_every_token_once_and_gains_nothing():
+    gram = np.ones((1, 4, 4))
+    order, gains = pursuit(gram, gram[:, :, :1])
+    assert sorted(order[0]) == [0, 1, 2, 3] and gains[0].tolist() == [1, 0, 0, 0]
+
+
+def test_the_heads_share_one_budget_and_each_has_a_row():
+    """A head that nobody's output depends on gets its one row, and the others share the rest."""
+    layers = looked()
+    layers[0] = layers[0]._replace(w_o=layers[0].w_o * np.array([0, 1, 1, 9])[:, None, None])
+    rows = np.array([(bias.d > 0).sum(axis=-1) for _, bias in least_squares(layers, 5)])
+    assert rows.sum() == 5 * 8 and rows.min() == 1 == rows[0, 0] and rows[0, 3] > rows[0, 1:3].max()
+
+
+def test_least_squares_is_closer_where_it_was_fitted_than_any_other_rule():
+    made = {name: converted(rule(looked(after=[REST]), 3)) for name, rule in RULES.items()}
+    expected = forward(MODEL, TEXT, attend=softmax_attend)[0][M:]
+    errors = {name: ((logits(MODEL, REST, b) - expected) ** 2).sum() for name, b in made.items()}
+    assert min(errors, key=errors.get) == "least squares"
+
+
+def test_attention_matching_fits_values_by_least_squares_to_what_the_context_gives():
+    c = looked()[0]
+    z, bias = RULES["Attention Matching"]([c], 3)[0]
+    values, p = bias.kv / bias.d[..., None], c.attention
+    rows = (c.k[:, :, None] / c.k.shape[-1] ** 0.25 == z[:, None]).all(axis=-1)    # (heads, m, 3)
+    assert (rows.sum(axis=1) == 1).all()
+    first = p.mT @ p.sum(axis=-1, keepdims=True)    # the token most like the whole
+    assert (rows[..., 0].argmax(axis=-1) == first[..., 0].argmax(axis=-1)).all()
+    new = (p @ rows) * bias.d[:, None]
+    new = new / new.sum(axis=-1, keepdims=True)
+    left = new @ values - p @ c.v / p.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(new.mT @ left, 0, atol=1e-8)
+
+
+def test_merged_clusters_are_looked_at_as_much_as_their_keys():
+    c = looked()[0]
+    z, bias = merged(c, 5)
+    scores = np.exp(c.q @ c.k.mT / c.k.shape[-1] ** 0.5)
+    to_rows = np.exp(c.q / c.k.shape[-1] ** 0.25 @ z.mT) * bias.d[:, None]
+    total = (to_rows / scores.sum(axis=-1, keepdims=True)).sum(axis=(-1, -2))
+    np.testing.assert_allclose(total, M + 0.001 * (M - bias.d.sum(axis=-1)), rtol=1e-9)
+
+
+def test_the_plain_rules_keep_the_tokens_that_they_name():
+    c = looked()[0]
+    for name, rows in (("last kept", [-3, -2, -1]), ("first and last kept", [0, -2, -1])):
+        _, bias = RULES[name]([c], 3)[0]
+        assert (bias.kv == c.v[:, rows]).all() and (bias.d == 1).all()
+    _, bias = RULES["most attended kept"]([c], 1)[0]
+    most = c.attention.sum(axis=1).argmax(axis=-1)
+    assert (bias.kv[:, 0] == c.v[range(4), most]).all()
+
+
+def test_random_features_are_as_many_as_they_should_be():
+    (features, bias), _ = random_features(looked(), 7, np.random.default_rng(1))
+    assert features.keywords["projection"].shape == (7, 8) and bias.kv.shape == (4, 7, 8)
+
+
+def test_what_is_kept_is_a_ratio_of_sums_with_the_error_that_a_jackknife_finds():
+    rng = np.random.default_rng(0)
+    benefit = rng.random((200, 1)) + 0.5
+    gap = benefit * (0.8 + 0.1 * rng.standard_normal((200, 1)))
+    part, error = map(float, ratio(gap, benefit, 0).split(" ± "))
+    without = [100 * np.delete(gap, i).sum() / np.delete(benefit, i).sum() for i in range(200)]
+    assert part == pytest.approx(100 * gap.sum() / benefit.sum(), abs=0.006)
+    assert error == pytest.approx(np.std(without) * 199 / 200**0.5, abs=0.02)
+
+
+def test_the_measures_are_those_of_the_probabilities():
+    answer, expected = np.random.default_rng(0).standard_normal((2, 3, 5))
+    p, q = softmax(expected), softmax(answer)
+    loss, kl, error = measure(answer, expected, [1, 0, 4])
+    assert loss == pytest.approx(-np.log(q[[0, 1, 2], [1, 0, 4]]).mean())
+    assert kl == pytest.approx((p * np.log(p / q)).sum(axis=-1).mean())
+    assert error == pytest.approx(np.linalg.norm(answer - expected) / np.linalg.norm(expected))
+
+
+def test_self_study_is_what_the_model_draws_after_the_whole_context():
+    drawn = self_study(MODEL, CONTEXT, np.random.default_rng(3), 2, 5)
+    whole = continuation(MODEL, [CONTEXT] * 2, 5, choose=sampler(np.random.default_rng(3)))
+    assert (drawn == whole).all() and drawn.shape == (2, 5)
+
+
+def test_a_context_as_all_its_tokens_is_exact_and_padding_behind_a_query_changes_nothing():
+    whole = logits(MODEL, TEXT)[M:]
+    np.testing.assert_allclose(logits(MODEL, REST, every_token(MODEL, CONTEXT)), whole, atol=1e-9)
+    np.testing.assert_allclose(logits(MODEL, TEXT)[:9], logits(MODEL, TEXT[:9]), atol=1e-9)
+
+
+def test_the_texts_name_their_facts_and_test_words_are_not_those_of_the_choices():
+    parts = {part: smollm2.read_texts(part) for part in ("test", "choices")}
+    for texts, tasks in parts.values():
+        assert len(texts) >= 6 and all(len(questions) == 3 for _, questions in texts)
+        assert all(fact.strip() in text for text, questions in texts for _, fact, _ in questions)
+        assert all(len({*words}) >= 28 for words in tasks.values()) and len(tasks) == 3
+    for name, words in parts["test"][1].items():
+        assert not {a for a, _ in words} & {a for a, _ in parts["choices"][1][name]}
+
+
+@pytest.mark.parametrize("script, name, damage", [
+    (stories15m, "stories15M.bin", lambda f: (f / "stories15M.bin").unlink()),
+    (stories15m, "tokenizer.bin", lambda f: (f / "tokenizer.bin").write_bytes(b"x" * 100)),
+    (smollm2, "tiny.gguf", lambda f: (f / "tiny.gguf").write_bytes(b"x" * 100))])
+def test_the_command_line_says_in_one_line_what_is_wrong_with_a_file(tmp_path, script, name, damage):
+    llama2c.write_tiny(tmp_path, np.random.default_rng(0))
+    damage(tmp_path)
+    with redirect_stderr(io.StringIO()) as error:
+        assert script.main([str(tmp_path if script is stories15m else tmp_path / name)]) == 2
+    assert name in error.getvalue() and error.getvalue().count("\n") == 1
+
+
+def test_a_prompt_is_continued_and_nothing_else_is_printed():
+    with redirect_stdout(io.StringIO()) as output:
+        assert smollm2.main(["--prompt", "the herring", "--generate", "3"]) == 0
+    assert "'the herring' goes on: '" in output.getvalue() and "kept" not in output.getvalue()
