@@ -86,6 +86,19 @@ def laws_broken(run, q, k, v):
     return broken
 
 
+def states_at_once(a, b):
+    # With P_i = a_1 ⋯ a_i it is s_i = P_i Σ_j b_j / P_j. At e⁻¹⁰ a token 1 / P_9 = e⁹⁰ is beyond
+    # float32 (float64 ends at token 71). Doubling divides nothing: each round composes two maps,
+    # s ↦ a s + b after s ↦ a' s + b' is s ↦ a a' s + (a b' + b). It takes log₂ n rounds.
+    with np.errstate(all="ignore"):
+        by_sums, reach = np.cumprod(a) * np.cumsum(b / np.cumprod(a)), 1
+    while reach < len(a):
+        b = np.concatenate([b[:reach], a[reach:] * b[:-reach] + b[reach:]])
+        a = np.concatenate([a[:reach], a[reach:] * a[:-reach]])
+        reach = 2 * reach
+    return by_sums, b
+
+
 def trained_output(W0, X, Y, x, eta, steps):
     seen, errors = X[:0], Y[:0]
     for _ in range(steps):
@@ -115,6 +128,34 @@ def train_on_bias(b_kv, W0, eta, n, steps):
     for _ in range(steps):
         W0 = W0 - eta / n * (W0 @ H - G.T)
     return W0
+
+
+def keys_gradient(q, k, v, g, G):
+    # k_j is read at all i ≥ j: Σ_i (v_j·g_i) q_i + G v_j. That is attention with the queries v, keys
+    # g and values q, from the last token to the first, and from the state Gᵀ.
+    state, gradient = G.T, np.zeros(k.shape)
+    for j in reversed(range(len(k))):
+        state = state + np.outer(g[j], q[j])
+        gradient[j] = v[j] @ state
+    return gradient
+
+
+def virtual_context(q, k, b_d, g, eta, turn):
+    # The gradient is Σ_i R_i q_i (g_i / below_i)ᵀ, and R_{i−n} R_n = R_i. T steps are T such
+    # contexts, T n tokens: the dual form of training a context. b_D's step adds −η Σ_i −(g_i·o_i /
+    # below_i) q_i: the same queries, once more as keys, with the outputs' share of the error.
+    below = (q * (b_d + np.cumsum(k, axis=0))).sum(axis=1, keepdims=True)
+    return q @ turn(len(q)).T, -eta * g / below
+
+
+def learn_context(k, v, q, eta, steps):
+    # All steps lie in the span of q's rows, so what is orthogonal to them is never learned, and
+    # training ends in the projection of b_KV on that span: right on q, at any cosine to b_KV.
+    exact, b_kv = k.T @ v, np.zeros((k.shape[1], v.shape[1]))
+    for _ in range(steps):
+        b_kv = b_kv - eta / len(q) * q.T @ (q @ b_kv - q @ exact)
+    unseen = exact - np.linalg.pinv(q) @ q @ exact
+    return b_kv, unseen[:, abs(unseen).sum(axis=0).argmax()]
 
 
 def delta_bias(k, v, beta):
@@ -152,6 +193,16 @@ def serve_two(w, z, z_in_context):
     changes = w @ (z_in_context - z).T
     patch = changes @ np.linalg.pinv(z.T)
     return patch if np.allclose(patch @ z.T, changes) else None
+
+
+def best_shares(attention, rows):
+    # Merging is one E of all, so the least error is never above its. Without a sign constraint
+    # b_D = E 1 may be negative, and a denominator 0: `fitted_bias` keeps E ≥ 0 and lies between.
+    kept, identity = attention[:, rows], np.eye(len(rows))
+    best = np.linalg.lstsq(kept, attention, rcond=None)[0]
+    best[:, rows] = identity
+    far = np.linalg.norm(kept[:, :, None] - attention[:, None], axis=0)
+    return best, identity[:, far.argmin(axis=0)]
 
 
 def draw_context(words, path):
