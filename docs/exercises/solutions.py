@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 def linear_attention(q, k, v):
     s, z, outputs = 0, 0, []
     for q_i, k_i, v_i in zip(q, k, v):
@@ -118,7 +117,7 @@ def keys_gradient(q, k, v, g, G):
 
 def virtual_context(q, k, b_d, g, eta, turn):
     # The gradient is Σ_i R_i q_i (g_i / below_i)ᵀ, and R_{i−n} R_n = R_i. Steps add up: T of them
-    # are T n tokens. b_D gets the same keys with weights, η (g_i·o_i) / below_i.
+    # are T n tokens. b_D's step is Σ_i η (g_i·o_i) / below_i q_i: the same keys, with weights.
     below = (q * (b_d + np.cumsum(k, axis=0))).sum(axis=1, keepdims=True)
     return q @ turn(len(q)).T, -eta * g / below
 
