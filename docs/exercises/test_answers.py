@@ -46,7 +46,7 @@ def difference(found, expected, digits=9):
         return "it is the transpose of what is expected"
     factor = (found * expected).sum() / ((expected**2).sum() or 1)
     if factor and found.size > 1 and close(found, factor * expected).all():
-        return f"it is {factor:.6g} times what is expected"
+        return f"it is {factor:.10g} times what is expected"
     at = tuple(map(int, np.argwhere(~close(found, expected))[0]))
     return f"entry {list(at)} is {found[at] + 0:.10g}, expected {expected[at]:.10g}"
 
