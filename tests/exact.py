@@ -224,20 +224,20 @@ PRIME = 2**64 - 59   # 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4
 
 
 class Point(dict):
-    """A value for each variable, modulo PRIME, found when first asked for: Point(rng, x=2).
+    """A value for each variable, modulo PRIME or a power, found when asked for: Point(rng, x=2).
 
     Reciprocals are reciprocals, angles any number but 0, unknown functions random tables.
     """
 
-    def __init__(self, rng, **given):
-        super().__init__(given, i=pow(2, PRIME // 4, PRIME))
-        self.rng = rng
+    def __init__(self, rng, modulus=PRIME, **given):
+        super().__init__(given, i=pow(2, modulus // 4, modulus))
+        self.rng, self.modulus = rng, modulus
 
     def __missing__(self, variable):
         function, arguments, j = meanings.get(variable, ("free", (), 0))
         x = [evaluate(p, self) for p in arguments]
         if function == "1/":
-            value = pow(x[0], -1, PRIME)   # ValueError if it is 0
+            value = pow(x[0], -1, self.modulus)   # ValueError if it is 0
         elif function in ("free", "e^iθ"):
             value = int(self.rng.integers(1, 2**63))
         else:   # a value for each of the values of its arguments
@@ -251,9 +251,9 @@ def evaluate(p, point):
 
     What is equal as rational functions is equal at every point without a zero denominator.
     """
-    terms = (Polynomial({}) + p).terms.items()
-    return sum(c.numerator * pow(c.denominator, -1, PRIME)
-               * prod(pow(point[x], n, PRIME) for x, n in monomial) for monomial, c in terms) % PRIME
+    terms, modulus = (Polynomial({}) + p).terms.items(), point.modulus
+    return sum(c.numerator * pow(c.denominator, -1, modulus) * prod(
+        pow(point[x], n, modulus) for x, n in monomial) for monomial, c in terms) % modulus
 
 
 # ---- Comparisons --------------------------------------------------------------------------------
