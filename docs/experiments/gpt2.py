@@ -5,13 +5,14 @@
 FOLDER is GPT-2's release: config.json, model.safetensors, vocab.json, merges.txt; without it, a
 small GPT-2 with random weights. Prints how the prompt goes on with the context in front, dropped
 and converted, and how far the logits are (the paper: 9.17% converted, 16.56% dropped).
-GPT-2's positions are absolute, so Assumption 4.3 fails: if a prompt's positions started again from
-0, its queries and keys would be others. Here they go on as if the context were there.
+GPT-2's positions are absolute, so Assumption 4.3 fails: here a prompt's go on as if the context
+were there. In the row "dropped" they start again.
 """
 
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from linear_transformer import forward, softmax
 from pretrained.bpe import decode, encode
 from pretrained.decoding import continuation, sampler
 from pretrained.gpt2 import build, placed, read, tokenizer_of
-from pretrained.rules import RULES, apart, contexts, converted
+from pretrained.rules import RULES, apart, contexts, converted, random_features
 
 
 def main(argv=None):
@@ -34,7 +35,7 @@ def main(argv=None):
     cli.add_argument("--generate", type=int, default=12, help="tokens to add (12)")
     cli.add_argument("--quick", action="store_true", help="one size, 2 tokens")
     a = cli.parse_args(argv)
-    sizes, n, rng = a.m[:1] if a.quick else a.m, 2 if a.quick else a.generate, np.random.default_rng(0)
+    rng, sizes, n = np.random.default_rng(0), *((a.m[:1], 2) if a.quick else (a.m, a.generate))
     if not (a.context and a.prompt and min(sizes) >= 1 and n >= 1):
         cli.error("--context and --prompt need text, --m and --generate are from 1 on")
     try:
@@ -42,9 +43,10 @@ def main(argv=None):
             lambda name, *n: rng.standard_normal(n, "f") / 8 + bool(re.search("ln.*weight", name)),
             vocab_size=257, n_positions=512, d=64, n_layer=4, n_head=4), tokenizer_of([]))
         context, prompt = encode(a.context, tokenizer), encode(a.prompt, tokenizer)
-        there = placed(model, len(context))    # where the prompt stands, with or without the context
+        there = placed(model, len(context))    # where the prompt stands, whatever is in front
         study = continuation(model, [context] * 8, 20, choose=sampler(rng), place=placed)
         layers = contexts(model, context, study, context, reader=there)
+        rules = RULES | {"random features": partial(random_features, rng=rng)}
         right = forward(model, context + prompt, None, softmax_attend)[0][len(context):]
         print(f"context: {len(context)} tokens, prompt: {len(prompt)} tokens\n\n"
               f"{'':30}{'error of logits':>16}{'KL':>8}   continuation")
@@ -52,16 +54,15 @@ def main(argv=None):
                 ("with the context in front", model, context + prompt, None),
                 ("dropped, in its place", there, prompt, None), ("dropped", model, prompt, None),
                 *((f"{name}, m = {m}", there, prompt, converted(rule(layers, m)))
-                  for name, rule in RULES.items() for m in sizes)):
+                  for name, rule in rules.items() for m in sizes)):
             logits = forward(reader, ids, biases, softmax_attend)[0][-len(prompt):]
             p, q = softmax(right), softmax(logits)
             text = decode(continuation(reader, ids, n, biases, place=placed), tokenizer)
             print(f"{name:30}{apart(logits, right):>16.2%}"
                   f"{(p * np.log(p / q)).sum(axis=-1).mean():>8.3f}   {text!r}")
+        return 0
     except (OSError, ValueError) as error:
-        print(f"gpt2.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return print(f"gpt2.py: {error}", file=sys.stderr) or 2
 
 
 if __name__ == "__main__":
