@@ -3,6 +3,7 @@
 import json
 import struct
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,7 @@ WRONG += [("tiny.gguf", content, message) for content, message in (
     (number(b"block_count", 1), "no place"), (number(b"block_count", 10**9), "blk.2"),
     (number(b"embedding_length", 64), "have the shape"), (number(b"head_count", 3), "3, 2 heads"),
     (number(b"head_count_kv", 3), "4, 3 heads"), (number(b"head_count_kv", 0), "sizes"),
+    (number(b"0.attn_norm.weight\1\0\0\0 " + bytes(7), 32), "bytes off its place"),
     (number(b"freq_base", np.nan, "f"), "base"), (number(b"rms_epsilon", -1, "f"), "epsilon"),
     (more(b"llama.rope.scaling.type"), "rope.scaling"), (more(b"llama.expert_count"), "expert_"),
     (more(b"general.alignment"), "alignment"), (more(b"general.architecture"), "twice"),
@@ -351,18 +353,18 @@ def test_a_continuation_is_that_of_the_whole_prompt_each_time_in_context_or_conv
                         for f in (continuation, by_whole_prompts, by_whole_prompts))
         assert found.shape == (2, 3, 6) and all((found == again).all() for again in same)
     # GPT-2's positions are absolute: those of the tokens go on behind the context's
-    biases, expected = iclaa(other, context[:-1], every_token), by_whole_prompts(other, context, 9)
-    there = gpt2.placed(other, 11)
+    draw, biases = (lambda: sampler(np.random.default_rng(1))), iclaa(other, context[:-1], every_token)
+    expected, there = by_whole_prompts(other, context, 20, choose=draw()), gpt2.placed(other, 11)
     for model, tokens, start, same in ((other, context, None, True), (
             there, context[-1:], biases, True), (other, context[-1:], biases, False)):
-        found = continuation(model, tokens, 9, start, place=gpt2.placed)
+        found = continuation(model, tokens, 20, start, draw(), gpt2.placed)
         assert (found == expected).all() == same
 
 
-def test_rows_that_are_not_there_do_not_count_and_float32_stays():
+def test_rows_count_by_their_weight_and_not_at_0_and_float32_stays():
     model = loaded("tiny.gguf")[0]
     context, tokens = [5, 6, 7, 8], np.array([9, 10])
-    exact = iclaa(model, context, every_token)
+    exact = [(Bias(3 * kv, 3 * d), f) for (kv, d), f in iclaa(model, context, every_token)]
     padded = [(Bias(*(np.concatenate([b, 0 * b], axis=1) for b in bias)),
                lambda q, f=f: np.concatenate([f(q), f(q) + 1], axis=-1)) for bias, f in exact]
     streams = [run_layers(model, tokens, [(c,) for c in converted], cached_attend)[0]
@@ -386,3 +388,14 @@ def test_no_text_is_longer_than_the_model_is_made_for():
     assert continuation(model, [[1], [2]], 0).shape == (2, 0)
     with pytest.raises(ValueError, match="38.* 3 tokens .* 40"):
         continuation(model, [1] * 38, 3, place=gpt2.placed)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ("nowhere", "nowhere"), ("--context=", "--context"), ("--prompt=", "--prompt"), ("--m=0", "--m"),
+    ("--generate=999", "999 tokens are more than the model's")])
+def test_gpt2s_script_answers_a_mistake_in_words(wrong, message, capsys):
+    try:
+        assert import_module("gpt2").main([wrong]) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -3,10 +3,9 @@
     python docs/experiments/gpt2.py [FOLDER] [--context TEXT] [--prompt TEXT] [--m M ...]
 
 FOLDER is GPT-2's release: config.json, model.safetensors, vocab.json, merges.txt; without it, a
-small GPT-2 with random weights. Prints how the prompt goes on with the context in front, dropped
-and converted, and how far the logits are (the paper: 9.17% converted, 16.56% dropped).
-GPT-2's positions are absolute, so Assumption 4.3 fails: here a prompt's go on as if the context
-were there. In the row "dropped" they start again.
+small GPT-2 with random weights. Prints how the prompt goes on with the context in front, dropped,
+and converted, and how far the logits are. GPT-2's positions are absolute, so Assumption 4.3 fails:
+a prompt's go on here as if the context were there; in the row "dropped" they start again.
 """
 
 import argparse
@@ -62,7 +61,8 @@ def main(argv=None):
                   f"{(p * np.log(p / q)).sum(axis=-1).mean():>8.3f}   {text!r}")
         return 0
     except (OSError, ValueError) as error:
-        return print(f"gpt2.py: {error}", file=sys.stderr) or 2
+        print(f"gpt2.py: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
