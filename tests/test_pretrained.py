@@ -220,8 +220,8 @@ def test_a_gguf_is_read_as_its_description_says(tmp_path):
     names = dict(gain_1="attn_norm", q="attn_q", k="attn_k", v="attn_v", o="attn_output",
                  gain_2="ffn_norm", gate="ffn_gate", up="ffn_up", down="ffn_down",
                  embed="token_embd", unembed="token_embd", gain="output_norm")
-    expected = llama(lambda name, *i: arrays[(f"blk.{i[0]}." if i else "") + names[name] + ".weight"],
-                     ids, 4, 2, 1e5, 1e-5)
+    expected = llama(lambda name, *i: arrays[
+        (f"blk.{i[0]}." if i else "") + names[name] + ".weight"], ids, 4, 2, 1e5, 1e-5)
     logits, low = (forward(loaded("tiny.gguf", None, dtype)[0], ids, attend=softmax_attend)[0]
                    for dtype in (np.float64, np.float32))
     np.testing.assert_allclose(logits[-1], expected, rtol=1e-5, atol=1e-6)   # d q + m in float32
@@ -353,11 +353,13 @@ def test_a_continuation_is_that_of_the_whole_prompt_each_time_in_context_or_conv
                         for f in (continuation, by_whole_prompts, by_whole_prompts))
         assert found.shape == (2, 3, 6) and all((found == again).all() for again in same)
     # GPT-2's positions are absolute: those of the tokens go on behind the context's
-    draw, biases = (lambda: sampler(np.random.default_rng(1))), iclaa(other, context[:-1], every_token)
-    expected, there = by_whole_prompts(other, context, 20, choose=draw()), gpt2.placed(other, 11)
+    biases = iclaa(other, context[:-1], every_token)
+    expected = by_whole_prompts(other, context, 20, choose=sampler(np.random.default_rng(1)))
+    there = gpt2.placed(other, 11)
     for model, tokens, start, same in ((other, context, None, True), (
             there, context[-1:], biases, True), (other, context[-1:], biases, False)):
-        found = continuation(model, tokens, 20, start, draw(), gpt2.placed)
+        draw = sampler(np.random.default_rng(1))
+        found = continuation(model, tokens, 20, start, draw, gpt2.placed)
         assert (found == expected).all() == same
 
 
@@ -391,8 +393,8 @@ def test_no_text_is_longer_than_the_model_is_made_for():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ("nowhere", "nowhere"), ("--context=", "--context"), ("--prompt=", "--prompt"), ("--m=0", "--m"),
-    ("--generate=999", "999 tokens are more than the model's")])
+    ("nowhere", "nowhere"), ("--context=", "--context"), ("--prompt=", "--prompt"),
+    ("--m=0", "--m"), ("--generate=999", "999 tokens are more than the model's")])
 def test_gpt2s_script_answers_a_mistake_in_words(wrong, message, capsys):
     try:
         assert import_module("gpt2").main([wrong]) == 2
