@@ -1,4 +1,4 @@
-"""llama2.c's models of Llama's kind (Karpathy), such as stories15M: files, texts, next tokens.
+"""llama2.c's models of Llama's kind (Karpathy), such as stories15M: their two files, their texts.
 
 A model is a `Transformer` of ours as it stands: RMS norm, whose gains are folded into the
 matrices after it, softmax attention with rotary positions, and an MLP whose halves multiply.
@@ -6,16 +6,11 @@ matrices after it, softmax attention with rotary positions, and an MLP whose hal
 
 import math
 import struct
-import sys
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from iclca_ref import iclaa, log_landmark_features, softmax_attend
-from linear_transformer import (Bias, Layer, Transformer, identity, rope_frequencies, run_layers,
-                                softmax)
+from linear_transformer import Layer, Transformer, identity, rope_frequencies
+from pretrained.bpe import join
 
 
 def swiglu(h):
@@ -24,9 +19,9 @@ def swiglu(h):
     return a * b / (1 + np.exp(np.minimum(-a, 80)))    # exp(80) still fits a float32
 
 
-def rms_norm(x):
-    """x / √(mean of squares + 1e-5); the gains are in the matrices after it."""
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5)
+def rms_norm(x, eps=1e-5):
+    """x / √(mean of squares + eps); the gains are in the matrices after it."""
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
 
 def shapes_of(d, d_ff, depth, heads, _, vocab, positions):
@@ -50,11 +45,10 @@ def read_model(path, dtype=np.float32):
     if not all(np.isfinite(a).all() for a in read):
         raise ValueError(f"{path}: a weight is not a finite number")
     embed, gain_1, w_q, w_k, w_v, w_o, gain_2, w_1, w_2, w_3, gain, _ = read[:12]
-    w_q, w_k, w_v = ((w * gain_1[:, None]).reshape(depth, heads, -1, d).swapaxes(2, 3)
-                     for w in (w_q, w_k, w_v))
-    w_1 = (np.concatenate([w_1, w_3], axis=1) * gain_2[:, None]).swapaxes(1, 2)
-    layers = map(Layer, w_q, w_k, w_v, w_o.swapaxes(1, 2).reshape(depth, heads, -1, d), w_1,
-                 w_2.swapaxes(1, 2), [rope_frequencies(d // heads).astype(dtype)] * depth)
+    w_q, w_k, w_v = ((w * gain_1[:, None]).reshape(depth, heads, -1, d).mT for w in (w_q, w_k, w_v))
+    w_1 = (np.concatenate([w_1, w_3], axis=1) * gain_2[:, None]).mT
+    layers = map(Layer, w_q, w_k, w_v, w_o.mT.reshape(depth, heads, -1, d), w_1, w_2.mT,
+                 [rope_frequencies(d // heads).astype(dtype)] * depth)
     return Transformer(embed, tuple(layers), (read[12 * (head[5] < 0)] * gain).T, phi=identity,
                        norm=rms_norm, activation=swiglu, max_length=head[6])
 
@@ -82,12 +76,8 @@ def encode(text, tokens):
     """BOS and the ids of a text: characters, else bytes, joined in pairs, the best score first."""
     parts = [part for c in " " * bool(text) + text for b in [c.encode("utf-8", "replace")]
              for part in ([b] if b in tokens else (b[i:i + 1] for i in range(len(b))))]
-    while True:
-        scores = [tokens.get(a + b, (-math.inf,))[0] for a, b in zip(parts, parts[1:])]
-        if max(scores, default=-math.inf) == -math.inf:
-            return [1] + [tokens[p][1] if p in tokens else p[0] + 3 for p in parts]
-        i = scores.index(max(scores))
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    parts = join(parts, lambda a, b: -tokens.get(a + b, (-math.inf,))[0])
+    return [1] + [tokens[part][1] if part in tokens else part[0] + 3 for part in parts]
 
 
 def decode(ids, tokens):
@@ -106,35 +96,3 @@ def write_tiny(folder, rng):
     (folder / "tokenizer.bin").write_bytes(struct.pack("<i", 4) + b"".join(
         struct.pack("<fi", -i, len(name)) + name
         for i, name in enumerate([*names, b" ", b"T", b"o", b" T", b" To"])))
-
-
-def next_probabilities(model, ids, biases=None):
-    """How probable each token is after ids (..., n): (..., vocab_size)."""
-    x = run_layers(model, ids, biases, softmax_attend)[0][..., -1, :]
-    return softmax(model.norm(x) @ model.unembed)
-
-
-def continuation(model, ids, n, biases=None):
-    """The n likeliest tokens after ids (m,), one by one, up to BOS or EOS, where a text ends."""
-    found, n = [], min(n, model.max_length - len(ids))
-    while len(found) < n and not {1, 2} & {*found}:
-        found.append(int(next_probabilities(model, [*ids, *found], biases).argmax()))
-    return found
-
-
-def every_token(k, v):
-    """A context as the exact conversion holds it, each token its own landmark, for `iclaa`."""
-    landmarks = k / k.shape[-1] ** 0.25
-    return Bias(v, np.ones_like(v[..., 0])), partial(log_landmark_features, landmarks=landmarks)
-
-
-def draw_texts(model, rng, count, length):
-    """Texts that the model draws from its own probabilities: (count, length), BOS first."""
-    ids = np.ones((count, 1), int)
-    for n in range(1, length):
-        if n % 16 == 1:    # all tokens but the last become a key-value cache
-            start, past = n - 1, iclaa(model, ids[:, :-1], every_token) if n > 1 else None
-        p = next_probabilities(model, ids[:, start:], past).cumsum(axis=-1)
-        drawn = (p > p[:, -1:] * rng.random((count, 1))).argmax(axis=-1)
-        ids = np.concatenate([ids, drawn[:, None]], axis=1)
-    return ids

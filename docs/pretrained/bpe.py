@@ -1,0 +1,82 @@
+"""Byte-pair encoding, on bytes, for any pattern; and what the readers of files share."""
+
+import math
+import re
+import unicodedata
+from contextlib import contextmanager
+from typing import NamedTuple
+
+# A byte is written as a printable character: itself where it is one, else the next from 256 on.
+OTHER = [b for b in range(256) if b == 32 or not chr(b).isprintable()]
+ALPHABET = [chr(256 + OTHER.index(b) if b in OTHER else b) for b in range(256)]
+BYTES = {c: bytes([b]) for b, c in enumerate(ALPHABET)}
+
+# How a text is cut into pieces, for `split`; SmolLM2's takes every digit by itself.
+GPT2 = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+| ?\d+| ?[^\sa-zA-Z\d]+|\s+(?!\S)|\s+"
+SMOLLM = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+|\d| ?[^\sa-zA-Z\d]+|\s+(?![^\s\d])|\s+"
+
+
+def check(fits, message):
+    """Raise ValueError unless it fits."""
+    if not fits:
+        raise ValueError(message)
+
+
+@contextmanager
+def sound(path):
+    """Whatever a damaged file leads to in here becomes a ValueError with its name."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+            ValueError) as error:
+        raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
+
+
+class Tokenizer(NamedTuple):
+    """What a vocabulary is: data for `encode` and `decode`."""
+
+    ids: dict             # {token, in the letters of ALPHABET: its id}, in the order of the ids
+    ranks: dict           # {(left, right): the number of the merge that joins them}
+    pattern: str = GPT2   # how a text is cut into pieces
+    special: tuple = ()   # tokens that stand for themselves in a text, such as <|endoftext|>
+
+
+def split(text, pattern):
+    """The pieces of a text, matched with an ASCII character in place of others of its class."""
+    same = "".join(c if c.isascii() else "\t" if c.isspace() else
+                   {"L": "a", "N": "0"}.get(unicodedata.category(c)[0], "!") for c in text)
+    return [text[slice(*match.span())] for match in re.finditer(pattern, same, re.A)]
+
+
+def join(parts, rank):
+    """Join the neighbours of the lowest rank, the first of equals, again and again; inf: never.
+
+    rank(left, right) is a number; parts are strings or bytes.
+    """
+    parts = list(parts)
+    ranks = list(map(rank, parts, parts[1:]))
+    while (best := min(ranks, default=math.inf)) < math.inf:
+        i = ranks.index(best)
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        near = parts[max(i - 1, 0):i + 2]
+        ranks[max(i - 1, 0):i + 2] = map(rank, near, near[1:])
+    return parts
+
+
+def encode(text, tokenizer):
+    """The ids of a text. A byte that is no token is left out, as other programs leave it out."""
+    ids, ranks, pattern, special = tokenizer
+    found, texts = [], re.split(f"({'|'.join(map(re.escape, special)) or '(?!)'})", text)
+    for piece in (piece for text in texts
+                  for piece in ([text] if text in special else split(text, pattern))):
+        letters = (ALPHABET[byte] for byte in piece.encode("utf-8", "replace"))
+        found += [piece] if piece in special else join(
+            filter(ids.__contains__, letters), lambda a, b: ranks.get((a, b), math.inf))
+    return [ids[token] for token in found]
+
+
+def decode(ids, tokenizer):
+    """The text of ids; bytes that are no UTF-8 become the replacement character."""
+    tokens = [*tokenizer.ids]
+    return b"".join(BYTES.get(c) or c.encode() for i in ids for c in tokens[i]
+                    ).decode("utf-8", "replace")
