@@ -347,11 +347,12 @@ def implicit_weight_update(w, z, z_in_context):
     w (..., d_out, d), z and z_in_context (..., d). Source: Dherin et al. 2025.
     """
     check_shapes("z:d z_in_context:d w?:od", z, z_in_context, w)
-    square = (z * z).sum(axis=-1)[..., None, None]
+    z_row, change = z[..., None, :], (z_in_context - z)[..., :, None]
+    square = z_row @ z_row.mT
     if (square == 0).any():
         raise ValueError(f"z·z is 0 for z {z.shape}: no weight times 0 is anything but 0 (if z is "
                          "only tiny, multiply z and z_in_context by one number: ΔW is the same)")
-    return w @ (z_in_context - z)[..., :, None] @ z[..., None, :] / square
+    return w @ change @ z_row / square
 
 
 # ---- Softmax attention, approximately (ICLAA) ---------------------------------------------------

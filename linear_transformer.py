@@ -233,10 +233,11 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     check_shapes("q:nk k:nk v:nv", q, k, v)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    (b_kv, b_d), n = Bias.start(k, v, bias), q.shape[-2]
-    for i in range(0, max(n, 1), int(chunk)):
+    (b_kv, b_d), n, chunk = Bias.start(k, v, bias), q.shape[-2], int(chunk)
+    for i in range(0, max(n, 1), chunk):
         q_c, k_c, v_c = (x[..., i:i + chunk, :] for x in (q, k, v))
-        rq, rk = rotate_at(np.stack([q_c, k_c]), rope, np.arange(n)[i:i + chunk] + 1)
+        here = np.arange(n)[i:i + chunk] + 1
+        rq, rk = (q_c, k_c) if rope is None else rotate_at(np.stack([q_c, k_c]), rope, here)
         scores = np.tril(rq @ rk.mT)
         o_c = scores @ v_c + rq @ b_kv
         if normalize:

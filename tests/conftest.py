@@ -1,8 +1,8 @@
-"""Hypothesis profiles, and the table of proofs at the end of a run.
+"""Hypothesis profiles, the tests that theorem.py makes, and the table of proofs that ends a run.
 
-A test says what it proves with @pytest.mark.proves(theorem, source), and a negative control what it
-does to the theorem with @pytest.mark.breaks(theorem, what_was_done). The table counts what ran to
-its end and compared something that is not empty: shapes proved over polynomials, once each, and
+A test stands for a theorem by @pytest.mark.proves(theorem, source), for a negative control by
+@pytest.mark.breaks(theorem, what_was_done); theorem.py sets both. The table counts what ran to its
+end and compared something that is not empty: shapes proved over polynomials, once each, and
 examples by the arithmetic in which exact.py compared them.
 """
 
@@ -11,9 +11,11 @@ import gc
 import os
 from collections import Counter, defaultdict
 
-import exact
 import pytest
 from hypothesis import Phase, settings
+
+pytest.register_assert_rewrite("exact", "polynomials", "theorem")   # or python -O drops their asserts
+import exact  # noqa: E402
 
 # without a database nothing is written, so a checkout may be read-only
 settings.register_profile("fast", max_examples=25, deadline=None, database=None,
@@ -24,9 +26,17 @@ settings.register_profile("mutation", max_examples=10, deadline=None, database=N
 settings.load_profile("fast")
 gc.set_threshold(100_000)  # polynomials are many small objects
 
-COLUMNS = "every input", "ℚ", "float64", "float32", "statistics"
-READING_ORDER = """rotary attention iclca transformer linear_recurrence dual_form
-    attention_as_gradient_descent implicit_weight_update softmax text_to_weights""".split()
+ARITHMETICS = "ℚ", "float64", "float32", "statistics"
+READING_ORDER = """rotary attention iclca transformer linear_recurrence backward dual_form
+    gradient_layers implicit_weight_update softmax text_to_weights""".split()
+HOW_TO_READ = """
+shapes    sizes at which both sides are the same polynomials: equal for every input
+          of that size at which no denominator is 0, without tolerance or chance
+ℚ         random instances equal as fractions, by ==
+floats    random instances equal to rounding in float64 and float32, or estimates
+          within chance
+controls  broken assumptions, each of which makes the two sides differ
+"""
 
 
 class Count:
@@ -39,12 +49,18 @@ class Count:
         return [what[1] for what in self.compared if isinstance(what, tuple)]
 
     def cells(self):
-        return [len(self.shapes()), *(self.compared[column] for column in COLUMNS[1:])]
+        exact_ones, *others = (self.compared[a] for a in ARITHMETICS)
+        return [len(self.shapes()), exact_ones, sum(others)]
 
 
 sources = {}                                      # theorem -> source, in reading order
 proved = defaultdict(Count)                       # theorem -> what its proofs did
 broken = defaultdict(lambda: defaultdict(Count))  # theorem -> what was done -> the controls
+
+
+def pytest_addoption(parser):
+    parser.addoption("--controls", action="store_true", help="the table of proofs with the controls "
+                     "in words and the largest shapes")
 
 
 def pytest_configure(config):
@@ -54,6 +70,18 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return f"entries drawn with ICLCA_SEED={exact.SEED}"
+
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    """The tests of a theorem or control, where it is defined."""
+    made = getattr(obj, "made", None)
+    if not isinstance(made, dict) or obj.__module__ != collector.obj.__name__:
+        return None
+    items = [pytest.Function.from_parent(collector, name=f"{name}[{arithmetic}]", callobj=test)
+             for arithmetic, test in made.items()]
+    for item in items:
+        item.add_marker(obj.row)
+    return items
 
 
 def pytest_collection_modifyitems(items):
@@ -128,28 +156,35 @@ def largest(shapes):
     return ", ".join(name if n is True else f"{name} {n}" for name, n in shape if n is not False)
 
 
-def pytest_terminal_summary(terminalreporter):
+def row(theorem, source, *cells):
+    """A line of the table, of at most 79 columns."""
+    shapes, fractions, floats, controls = (str(cell or "-") for cell in cells)
+    return f"{theorem:34.34} {source:17.17} {shapes:>6} {fractions:>3} {floats:>6} {controls:>8}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
     for theorem in broken:
         sources.setdefault(theorem, "")
     if not sources:
         return
     write = terminalreporter.write_line
-    width, source_width = (max(map(len, column)) for column in zip(*sources.items()))
     terminalreporter.section("what has been proved")
-    columns = "".join(f"  {column:>3}" for column in COLUMNS)
-    write(f"{'theorem':<{width}}  {'source':<{source_width}}{columns}")
+    for line in (*HOW_TO_READ.splitlines()[1:], "", row(
+            "theorem", "source", "shapes", "ℚ", "floats", "controls")):
+        write(line)
+    controls = [found for each in broken.values() for found in each.values()]
+    failed = sum(count.failed for count in (*proved.values(), *controls))
     for theorem, source in sources.items():
-        count = proved[theorem]
-        cells = ["FAILED"] if count.failed else count.cells()
-        cells = "".join(f"{cell or '-':>{max(len(c), 3) + 2}}" for cell, c in zip(cells, COLUMNS))
-        write(f"{theorem:<{width}}  {source:<{source_width}}{cells}")
-        for what_was_done, found in broken[theorem].items():
-            result = "FAILED" if found.failed else in_words(found)
-            write(f"    broken by: {what_was_done} ({result})")
-    write("every input: shapes at which both sides are the same polynomials; ℚ, float64, float32:")
-    write("random instances, equal (floats to rounding); statistics: estimates within chance.")
-    write("broken by: what was done, and at how many shapes or instances the sides then differ;")
-    write("25 + 1 are 25 random ones and 1 that is written down in the test.")
-    for theorem in sources:
-        if shapes := proved[theorem].shapes():
-            write(f"largest shape, {theorem}: {largest(shapes)}")
+        count, against = proved[theorem], broken[theorem]
+        any_failed = count.failed or any(found.failed for found in against.values())
+        write(row(theorem, source, *count.cells(), "FAILED" if any_failed else len(against)))
+        if config.getoption("--controls"):
+            for what_was_done, found in against.items():
+                result = "FAILED" if found.failed else in_words(found)
+                write(f"    broken by {what_was_done}: {result}")
+            if shapes := count.shapes():
+                write(f"    largest shape: {largest(shapes)}")
+    more = "" if config.getoption("--controls") else "; in words: python -m pytest --controls"
+    write(f"{len(proved) - sum(c.failed for c in proved.values())} theorems proved, {len(controls) - sum(c.failed for c in controls)} controls refuted"
+          + (f", {failed} FAILED" if failed else more))

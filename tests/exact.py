@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from linear_transformer import (Bias, Layer, Transformer, elu_plus_one, identity, relu, rope,
                                 rope_frequencies)
-from polynomials import Polynomial, i, meanings, one, unknown, variables
+from polynomials import Polynomial, angles, i, meanings, one, unknown, variables
 
 compared = set()  # the arithmetics and shapes that the running example compared, for conftest.py
 SEED = int(os.environ.get("ICLCA_SEED", secrets.randbits(64)))
@@ -45,6 +45,11 @@ def rngs_of(label):
         return np.random.default_rng([SEED, n, label])
 
     return st.integers(0, 2**32 - 1).map(generator)
+
+
+def fresh_rng():
+    """A generator for a value that no strategy draws."""
+    return np.random.default_rng(SEED)
 
 
 rngs, case_rngs = rngs_of(0), rngs_of(1)   # a test's own draws, and those of the cases it is given
@@ -209,54 +214,46 @@ def symbolic_transformer(depth=1, heads=1, pairs=1, d_ff=1, normalize=False, par
                        parallel)
 
 
-
-def angles(name, *shape):
-    """Variables z = e^(iθ), each for any angle θ: `symbolic_rope` takes (d/2,) of them as theta."""
-    z = variables(name, *shape)
-    meanings.update((str(x), ("e^iθ", (), 0)) for x in np.ravel(z))
-    return z
-
-
 def symbolic_rope(positions, theta):
     """cos nθ = (zⁿ + z⁻ⁿ)/2, sin nθ = (zⁿ - z⁻ⁿ)/2i, (n, d/2), for theta = z (d/2,)."""
     z, inverse = theta ** positions[:, None], theta ** -positions[:, None]
     return (z + inverse) / 2, (z - inverse) / (2 * i)
 
 
-class Point(dict):
-    """A value for each variable, found when first asked for: Point(rng), Point(rng, x=Fraction(2)).
+PRIME = 2**64 - 59   # 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1
 
-    Reciprocals are reciprocals, angles rational rotations, unknown functions concrete polynomials.
+
+class Point(dict):
+    """A value for each variable, modulo PRIME or a power, found when asked for: Point(rng, x=2).
+
+    Reciprocals are reciprocals, angles any number but 0, unknown functions random tables.
     """
 
-    def __init__(self, rng, **given):
-        super().__init__(given, i=i)
-        self.rng = rng
+    def __init__(self, rng, modulus=PRIME, **given):
+        super().__init__(given, i=pow(2, modulus // 4, modulus))
+        self.rng, self.modulus = rng, modulus
 
     def __missing__(self, variable):
         function, arguments, j = meanings.get(variable, ("free", (), 0))
         x = [evaluate(p, self) for p in arguments]
         if function == "1/":
-            value = 1 / x[0]
-        elif function == "e^iθ":
-            t = self[f"tan {variable}/2"]
-            value = (1 - t * t + 2 * t * i) / (1 + t * t)
-        elif function == "free":
-            value = uniform(self.rng)[()]
-        else:  # x_j² + x_0 + 2 x_1 + 3 x_2 + ... + a number that belongs to the name
-            value = x[j] ** 2 + sum((l + 1) * y for l, y in enumerate(x)) + self[f"{function} of 0"]
+            value = pow(x[0], -1, self.modulus)   # ValueError if it is 0
+        elif function in ("free", "e^iθ"):
+            value = int(self.rng.integers(1, 2**63))
+        else:   # a value for each of the values of its arguments
+            value = self[function, *x, j]
         self[variable] = value
         return value
 
 
 def evaluate(p, point):
-    """The value at a Point of a polynomial, or of each in an array: a Fraction if it is real."""
-    def value(p):
-        terms = (Polynomial({}) + p).terms.items()
-        values = (prod((point[x] ** n for x, n in m), start=c) for m, c in terms)
-        total = sum(values, start=Polynomial({}))
-        return Fraction(total.terms.get(one, 0)) if set(total.terms) <= {one} else total
-    return np.frompyfunc(value, 1, 1)(p)
+    """The value of a polynomial or number at a Point.
+
+    What is equal as rational functions is equal at every point without a zero denominator.
+    """
+    terms, modulus = (Polynomial({}) + p).terms.items(), point.modulus
+    return sum(c.numerator * pow(c.denominator, -1, modulus) * prod(
+        pow(point[x], n, modulus) for x, n in monomial) for monomial, c in terms) % modulus
 
 
 # ---- Comparisons --------------------------------------------------------------------------------
@@ -297,24 +294,28 @@ def count(pairs, what):
         compared.add(what)
 
 
-def vary(pairs):
-    """Whether a variable occurs on some side: a proof that 0 = 0 is not counted."""
-    return any(isinstance(x, Polynomial) and x.terms.keys() - {one}
-               for pair in pairs for a in pair for x in a.ravel())
+def with_variables(pairs):
+    """The entries of both sides in which a variable occurs: a proof that 0 = 0 is not counted."""
+    return [x for pair in pairs for a in pair for x in a.ravel()
+            if isinstance(x, Polynomial) and x.terms.keys() - {one}]
 
 
 def assert_proved(actual, expected, zero=False, **shape):
     """Both sides are the same polynomials: a proof for every value of this shape, counted once.
 
     `shape` names the sizes for the table, M=2, heads=1, rotated=True; if it is empty, the shapes of
-    the results do. Not counted if no variable occurs, unless the theorem says that all is zero.
+    the results do. Not counted if no variable occurs, unless the theorem says that all is zero. A
+    proof is void if a denominator vanishes for all values: one entry must have a value at a Point.
     """
     pairs = exact_pairs(actual, expected, (Polynomial, Fraction, int))
     for a, e in pairs:
         for x, y in zip(a.ravel(), e.ravel()):
-            assert x == y, f"differs by {x - y}"
-    if zero or vary(pairs):
+            assert x == y, f"at {shape}: differs by {x - y}"
+    entries = with_variables(pairs)
+    if zero or entries:
         count(pairs, ("every input", tuple(shape.items()) or shapes_of(pairs)))
+    if entries:
+        evaluate(min(entries, key=lambda p: len(p.terms)), Point(fresh_rng()))
 
 
 def assert_refuted(actual, expected, rng=None, **shape):
@@ -323,7 +324,7 @@ def assert_refuted(actual, expected, rng=None, **shape):
     The point is what refutes: reciprocals or unknown functions can be unequal in form alone.
     """
     pairs = exact_pairs(actual, expected, (Polynomial, Fraction, int))
-    point = Point(rng or np.random.default_rng(SEED))
+    point = Point(rng or fresh_rng())
     entries = (xy for a, e in pairs for xy in zip(a.ravel(), e.ravel()))
     differences = [Polynomial({}) + x - y for x, y in entries if x != y]
     assert differences, "no difference, though the assumption is broken"

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 
 meanings = {}      # variable -> (function, arguments, entry of its value), unless it is free
+uses = {}          # a name and its number of places -> what it stands for
 one = frozenset()  # the monomial of a constant
 
 
@@ -87,8 +88,22 @@ def variable(name):
 
 def variables(name, *shape):
     """An array of variables named after their places, q0_0, q0_1, ...; for the shape () only q."""
+    return of_letters(name, "a variable", shape)
+
+
+def angles(name, *shape):
+    """Variables z = e^(iθ), each for any angle θ: exact.symbolic_rope takes (d/2,) of them as theta."""
+    z = of_letters(name, "an angle", shape)
+    meanings.update((str(x), ("e^iθ", (), 0)) for x in np.ravel(z))
+    return z
+
+
+def of_letters(name, use, shape=()):
+    """The variables of a name, after a check that it is letters and has no other use."""
     if not name.isalpha() or name == "i":
         raise ValueError(f"a name must be letters, to keep places apart, and not 'i': got {name!r}")
+    if uses.setdefault((name, len(shape)), use) != use:
+        raise ValueError(f"{name!r} is {uses[name, len(shape)]} already, so it cannot be {use}")
     x = [variable(name + "_".join(map(str, place))) for place in np.ndindex(shape)]
     return np.array(x, object).reshape(shape)[()]
 
@@ -117,14 +132,37 @@ def value_of(name, arguments, width):
 
 
 def unknown(name, elementwise=False):
-    """Any function from rows (..., d) to rows (..., d), a norm, or from entries, an activation."""
+    """Any function from rows (..., d) to rows (..., d), a norm, or from entries, an activation.
+
+    It is one function, so of one width d; with the same name and width it is the same function.
+    """
+    of_letters(name, "a function")
+    widths = set()
+
     def function(x):
         rows = x[..., None] if elementwise else x
+        widths.add(rows.shape[-1])
+        if len(widths) > 1:
+            raise ValueError(f"the unknown function {name} cannot be one of rows of {widths} entries")
         y = np.empty(rows.shape, object)
         for place in np.ndindex(rows.shape[:-1]):
             y[place] = value_of(name, tuple(rows[place] + Polynomial({})), rows.shape[-1])
         return y.reshape(x.shape)
     return function
+
+
+def derivative(p, x):
+    """∂p/∂x for a variable's name x: the power rule, and ∂(1/d) = −(1/d)² ∂d through a reciprocal."""
+    total = Polynomial({})
+    for monomial, c in p.terms.items():
+        for y, n in monomial:
+            by_y = Polynomial({monomial - {(y, n)}: c * n}) * variable(y) ** (n - 1)
+            function, arguments, _ = meanings.get(y, ("free", (), 0))
+            if function not in ("free", "1/", "e^iθ") and any(x in str(a) for a in arguments):
+                raise TypeError(f"the derivative of the unknown function {function} is unknown")
+            inner = -variable(y) ** 2 * derivative(arguments[0], x) if function == "1/" else int(x == y)
+            total = total + by_y * inner
+    return total
 
 
 i = variable("i")  # the imaginary unit

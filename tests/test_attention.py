@@ -1,20 +1,27 @@
 """Linear attention: the three forms are one function, and it is causal."""
 
+from fractions import Fraction
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from exact import (Case, assert_close, assert_differ, assert_exactly_equal, assert_proved,
-                   assert_refuted, attention_cases, every, fractions, realistic, rngs, shapes,
-                   symbolic_case, uniform)
+from arguments import (a, assert_apart, assert_arguments_stay, batches, case, float_types, layouts,
+                       refused)
+from exact import (Case, attention_cases, every, flat, fractions, rational_rope, realistic, rngs,
+                   rotations, shapes, symbolic_case)
 from iclca_ref import attention_bias
-from linear_transformer import (chunked_attention, parallel_attention, recurrent_attention,
+from linear_transformer import (Bias, check_shapes, chunked_attention, elu_plus_one,
+                                parallel_attention, recurrent_attention, rope, rope_frequencies,
                                 softmax, softmax_attention)
+from theorem import broken, theorem
 
-one = fractions([[1], [1]])
+FORMS = dict(recurrent=recurrent_attention, parallel=parallel_attention,
+             chunked=partial(chunked_attention, chunk=2))
+forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 options = dict(rotated=(False, True), started=(False, True), normalized=(False, True))
 SHAPES = shapes(every(m=(0,), n=range(4), pairs=(1, 2), d_v=(1,), **options)
                 + every(m=(0,), n=(3,), heads=(2,), pairs=(2,), d_v=(3,), **options),
@@ -25,126 +32,106 @@ def arguments(case):
     return case.q, case.k, case.v, case.bias, case.rope, case.normalize
 
 
-# ---- Three forms, one function ----------------------------------------------------------------------
+# ---- Three forms, one function ------------------------------------------------------------------
 
-@pytest.mark.proves("three forms, one function", "Eq 5, 13, 19")
-@given(attention_cases(), st.integers(1, 5))
-def test_the_recurrent_parallel_and_chunked_forms_of_attention_are_one_function(case, chunk):
-    definition = recurrent_attention(*arguments(case))
-    assert_exactly_equal(parallel_attention(*arguments(case)), definition)
-    assert_exactly_equal(chunked_attention(*arguments(case), chunk=chunk), definition)
+def realistic_case(rng, dtype):
+    q, k, v, bias, rope = realistic(rng, dtype, n=80)
+    return Case(q, k, v, 0, bias, rope, bool(rng.integers(2)))
 
 
-@pytest.mark.proves("three forms, one function", "Eq 5, 13, 19")
-def test_the_three_forms_are_the_same_polynomials():
-    for shape in SHAPES:
-        case = symbolic_case(**shape)
-        definition = recurrent_attention(*arguments(case))
-        assert_proved(parallel_attention(*arguments(case)), definition, **shape)
-        assert_proved(chunked_attention(*arguments(case), chunk=2), definition, **shape)
+# 80 tokens, summed in other orders
+@theorem("three forms, one function", "Eq 5, 13, 19", attention_cases(), SHAPES,
+         floats=realistic_case, ulps=100)
+def three_forms(case, chunk=2):
+    parallel, chunked = parallel_attention(*arguments(case)), chunked_attention(*arguments(case),
+                                                                                chunk=chunk)
+    return (parallel, chunked), (recurrent_attention(*arguments(case)),) * 2
 
 
-@pytest.mark.proves("three forms, one function", "Eq 5, 13, 19")
-def test_the_three_forms_are_the_same_polynomials_across_the_chunk_of_32():
-    shape = dict(m=0, n=35, started=True)
-    case = symbolic_case(**shape)
-    definition = recurrent_attention(*arguments(case))
-    assert_proved(parallel_attention(*arguments(case)), definition, **shape)
-    assert_proved(chunked_attention(*arguments(case)), definition, **shape)
+@theorem("three forms, one function", "Eq 5, 13, 19", st.tuples(attention_cases(), st.integers(1, 5)),
+         [dict(n=35, started=True)], lambda n, started: (symbolic_case(0, n, started=started), 32))
+def three_forms_for_chunks_of_other_lengths(case, chunk):
+    return three_forms(case, chunk)
 
 
-@pytest.mark.proves("one token more is one token from the state", "§7, Eq 19")
-def test_a_text_is_its_last_token_read_from_the_state_of_those_before_in_all_three_forms():
-    """The step of the induction over the length, at any place: the state is seen from the next token."""
-    for shape in every(m=(1, 2, 3), n=(1,), pairs=(1, 2), d_v=(1,), **options):
-        case = symbolic_case(**shape)
-        for attend in recurrent_attention, parallel_attention, partial(chunked_attention, chunk=2):
-            o, last = attend(*arguments(case))
-            _, state = attend(*case.context, *arguments(case)[3:])
-            assert_proved(attend(*case.prompt, state, *arguments(case)[4:]), (o[..., case.m:, :], last), **shape)
+def unmasked(case):
+    """Attention to all tokens, without rotation and normalizer."""
+    return case.q @ attention_bias(case.k, case.v, case.bias).kv
 
 
-@pytest.mark.breaks("one token more is one token from the state", "the state in the frame of the first token")
-def test_from_the_state_in_the_frame_of_the_first_token_the_next_output_is_another_polynomial():
-    case = symbolic_case(1, 1, rotated=True)
-    o, _ = recurrent_attention(*arguments(case))
-    _, state = recurrent_attention(*case.context, *arguments(case)[3:])
-    turned = state.turned(case.rope, 1)
-    assert_refuted(recurrent_attention(*case.prompt, turned, *arguments(case)[4:])[0], o[..., 1:, :])
+ones = fractions([[1], [1]])
 
 
-@pytest.mark.proves("three forms, one function", "Eq 5, 13, 19")
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@given(rngs, st.booleans())
-def test_the_three_forms_agree_to_rounding_in_floating_point(dtype, rng, normalize):
-    given_arguments = *realistic(rng, dtype, n=80), normalize
-    definition = recurrent_attention(*given_arguments)
-    assert_close(parallel_attention(*given_arguments), definition, ulps=100)   # 80 tokens, summed in other orders
-    assert_close(chunked_attention(*given_arguments), definition, ulps=100)
+@broken(three_forms, "attention without the causal mask", attention_cases(least_prompt=2),
+        [symbolic_case(0, 2)], Case(ones, ones, ones, 0, None, None, False),
+        difference="k0_1_0*q0_0_0*v0_1_0 + k0_1_1*q0_0_1*v0_1_0")   # q₁·k₂ v₂: the look ahead
+def without_the_mask(case):
+    return unmasked(case), parallel_attention(case.q, case.k, case.v, case.bias,
+                                              normalize=False)[0]
 
 
-@pytest.mark.breaks("three forms, one function", "attention without the causal mask")
-@example(Case(fractions([[1], [1]]), one, one, 0, None, None, False))
-@given(attention_cases(least_prompt=2))
-def test_without_the_mask_the_parallel_form_is_another_function(case):
-    unmasked = case.q @ attention_bias(case.k, case.v, case.bias).kv
-    assert_differ(unmasked, parallel_attention(case.q, case.k, case.v, case.bias, normalize=False)[0])
+@theorem("a text is its last token and state", "§7, Eq 19", attention_cases(least_prompt=1),
+         every(m=(1, 2, 3), n=(1,), pairs=(1, 2), d_v=(1,), **options))
+def induction_over_the_length(case, turn=0):
+    """The step of the induction, at any place: the last token read from the state of those before.
+
+    The state is seen from the next token; `turn` turns it to another place.
+    """
+    sides = [], []
+    for attend in FORMS.values():
+        o, last = attend(*arguments(case))
+        _, state = attend(*case.context, *arguments(case)[3:])
+        resumed = attend(*case.prompt, state.turned(case.rope, turn), *arguments(case)[4:])
+        sides[0].append(resumed)
+        sides[1].append((o[..., case.m:, :], last))
+    return sides
 
 
-@pytest.mark.breaks("three forms, one function", "attention without the causal mask")
-def test_without_the_mask_two_tokens_give_other_polynomials():
-    q, k, v, *_ = symbolic_case(0, 2)
-    difference = assert_refuted(q @ attention_bias(k, v).kv, parallel_attention(q, k, v, normalize=False)[0])
-    assert str(difference) == "k0_1_0*q0_0_0*v0_1_0 + k0_1_1*q0_0_1*v0_1_0"       # q₁·k₂ v₂: the look ahead
+@broken(induction_over_the_length, "the state in the frame of the first token",
+        attention_cases(least_context=1, least_prompt=1, rotated=st.just(True)),
+        [symbolic_case(1, 1, rotated=True)])
+def from_the_state_in_the_frame_of_the_first_token(case):
+    return induction_over_the_length(case, turn=case.m)
 
 
-# ---- Causality --------------------------------------------------------------------------------------
+# ---- Causality ----------------------------------------------------------------------------------
 
-def first_tokens(case, attend=chunked_attention):
-    """The outputs of the first m tokens, with the others after them."""
-    return attend(*arguments(case))[0][..., :case.m, :]
-
-
-@pytest.mark.proves("causality", "Def 3.3, Assumption 4.2")
-@given(attention_cases(least_context=1))
-def test_an_output_does_not_depend_on_later_tokens(case):
+@theorem("causality", "Def 3.3, Ass. 4.2", attention_cases(least_context=1),
+         every(m=(1, 2), n=(1, 2), **options))
+def causality(case):
+    """The outputs of the first m tokens, with others after them  =  without."""
     q, k, v = case.context
     alone = case._replace(q=q, k=k, v=v)
-    for attend in recurrent_attention, parallel_attention, partial(chunked_attention, chunk=2):
-        assert_exactly_equal(first_tokens(case, attend), first_tokens(alone, attend))
+    return ([attend(*arguments(case))[0][..., :case.m, :] for attend in FORMS.values()],
+            [attend(*arguments(alone))[0] for attend in FORMS.values()])
 
 
-@pytest.mark.proves("causality", "Def 3.3, Assumption 4.2")
-def test_an_output_holds_no_variable_of_a_later_token():
-    for shape in every(m=(1, 2), n=(1, 2), **options):
-        case = symbolic_case(**shape)
-        q, k, v = case.context
-        for attend in recurrent_attention, parallel_attention, partial(chunked_attention, chunk=2):
-            assert_proved(first_tokens(case, attend), first_tokens(case._replace(q=q, k=k, v=v), attend), **shape)
+@broken(causality, "attention without the causal mask",
+        attention_cases(least_context=1, least_prompt=1), [symbolic_case(1, 1)])
+def causality_without_the_mask(case):
+    q, k, v = case.context
+    return unmasked(case)[..., :case.m, :], unmasked(case._replace(q=q, k=k, v=v))
 
 
-@pytest.mark.breaks("causality", "attention without the causal mask")
-@given(attention_cases(least_context=1, least_prompt=1), rngs)
-def test_without_the_mask_attention_is_not_causal(case, rng):
-    k, v = (np.concatenate([x[..., :case.m, :], uniform(rng, *x[..., case.m:, :].shape)], axis=-2)
-            for x in (case.k, case.v))
-    unmasked, changed = (case.q @ attention_bias(k, v).kv for k, v in ((case.k, case.v), (k, v)))
-    assert_differ(unmasked[..., :case.m, :], changed[..., :case.m, :])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("where", [0, 1])
+@forms
+def test_a_later_query_or_key_that_is_no_number_leaves_earlier_outputs_alone(form, where, bad):
+    qkv = np.random.default_rng(0).random((3, 6, 2))
+    expected, _ = form(*qkv)
+    qkv[where, 3] = bad
+    with np.errstate(invalid="ignore"):
+        o, _ = form(*qkv)
+    np.testing.assert_array_equal(o[:3], expected[:3])
 
 
-@pytest.mark.breaks("causality", "attention without the causal mask")
-def test_without_the_mask_an_output_holds_variables_of_a_later_token():
-    q, k, v, *_ = symbolic_case(1, 1)
-    assert_refuted((q @ attention_bias(k, v).kv)[:, :1], (q[:, :1] @ attention_bias(k[:, :1], v[:, :1]).kv))
-
-
-# ---- The functions themselves -----------------------------------------------------------------------
+# ---- The functions themselves -------------------------------------------------------------------
 
 def test_attention_is_the_formula_written_as_loops():
     rng = np.random.default_rng(0)
     q, k, v = rng.random((5, 2)), rng.random((5, 2)), rng.random((5, 3))
-    expected = [[sum(q[i] @ k[j] * v[j, c] for j in range(i + 1)) / sum(q[i] @ k[j] for j in range(i + 1))
-                 for c in range(3)] for i in range(5)]
+    expected = [[sum(q[i] @ k[j] * v[j, c] for j in range(i + 1))
+                 / sum(q[i] @ k[j] for j in range(i + 1)) for c in range(3)] for i in range(5)]
     np.testing.assert_allclose(parallel_attention(q, k, v)[0], expected, rtol=1e-14)
 
 
@@ -162,33 +149,193 @@ def test_softmax_attention_is_the_formula_written_as_loops_and_keeps_its_type():
     assert softmax_attention(q[:, :0], k[:, :0], v[:, :0]).shape == (2, 0, 4)
 
 
-def test_softmax_survives_large_scores_and_takes_each_row_on_its_own():
-    np.testing.assert_array_equal(softmax(np.array([[1e4, 0.0, -1e4], [-2e4, -1e4, -2e4]])), [[1, 0, 0], [0, 1, 0]])
+def test_softmax_attention_of_no_width_is_the_running_mean():
+    o = softmax_attention(a(3, 0), a(3, 0), np.array([[3.0], [5.0], [10.0]]))
+    np.testing.assert_allclose(o.ravel(), [3, 4, 6])
 
 
-def test_a_normalizer_of_zero_is_refused():
-    q, k, v = np.array([[1.0]]), np.array([[0.0]]), np.array([[1.0]])
-    for form in recurrent_attention, parallel_attention, chunked_attention:
+def test_softmax_does_not_overflow_and_takes_whole_numbers_and_minus_infinity():
+    x = np.array([[1e300, 1e300, -1e300], [-1e308, -1e308, -np.inf], [0, -np.inf, -np.inf]])
+    np.testing.assert_array_equal(softmax(x), [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0]])
+    np.testing.assert_allclose(softmax(np.array([[0, 0], [-9, -9]])), 0.5)
+    assert softmax(np.zeros((2, 0), np.float32)).dtype == np.float32
+
+
+@forms
+def test_a_normalizer_of_zero_is_refused_and_a_small_one_is_used(form):
+    k = fractions([[1, 0], [-1, 0]])
+    turn = partial(rational_rope, theta=rotations(np.random.default_rng(0), 1))
+    for args in [(a(1, 1), 0 * a(1, 1), a(1, 1)), (k, k, k, None, turn)]:
         with pytest.raises(ValueError, match="normalizer"):
-            form(q, k, v)
-        assert form(q, k, v, normalize=False)[0] == 0
+            form(*args)
+        form(*args, *[None] * (5 - len(args)), normalize=False)
+    for tiny in 1e-30, 1e-300, -1e-300:
+        np.testing.assert_allclose(form(a(1, 1), a(1, 1) * tiny, 3 * a(1, 1))[0], 3, rtol=1e-15)
+    k = np.array([[0.1], [0.2], [-0.3]])   # features of both signs that nearly cancel
+    assert abs(form(a(3, 1), k, a(3, 1) * [[1], [2], [3]])[0][-1]) > 1e15
 
 
-def test_a_normalizer_however_small_is_used():
-    tiny, v = np.full((3, 1), 1e-150), np.array([[3.0], [5.0], [10.0]])
-    for form in recurrent_attention, parallel_attention, chunked_attention:
-        np.testing.assert_allclose(form(tiny, tiny, v)[0].ravel(), [3, 4, 6], rtol=1e-12)
-
-
-def test_integers_stay_integers_without_a_normalizer():
+@forms
+def test_whole_numbers_stay_whole_without_a_normalizer_and_become_floats_with_one(form):
     q, k, v = np.random.default_rng(0).integers(-9, 9, (3, 2, 5, 2))
-    for form in recurrent_attention, parallel_attention, chunked_attention:
-        for dtype in int, object:
-            o, bias = form(q.astype(dtype), k.astype(dtype), v.astype(dtype), normalize=False)
-            assert {a.dtype for a in (o, *bias)} == {np.dtype(dtype)}
-            assert {type(x) for a in (o, *bias) for x in a.ravel().tolist()} == {int}
-
-
-def test_integers_with_a_normalizer_become_floats_in_every_chunk():
+    for dtype in int, object:
+        o, bias = form(q.astype(dtype), k.astype(dtype), v.astype(dtype), normalize=False)
+        assert {x.dtype for x in (o, *bias)} == {np.dtype(dtype)}
+        assert {type(x) for y in (o, *bias) for x in y.ravel().tolist()} == {int}
     k, v = np.ones((70, 1), int), np.arange(70)[:, None]
-    np.testing.assert_array_equal(chunked_attention(k, k, v)[0].ravel(), np.arange(70) / 2)
+    np.testing.assert_array_equal(form(k, k, v)[0].ravel(), np.arange(70) / 2)
+    halves, start = np.array([[0.5], [1.0], [2.0]]), Bias(np.array([[1]]), np.array([1]))
+    o, state = form(a(3, 1), halves, np.array([[3], [1], [7]]), start)
+    np.testing.assert_allclose(o[:, 0], [2.5 / 1.5, 3.5 / 2.5, 17.5 / 4.5], rtol=1e-15)
+    assert state.kv == 17.5
+
+
+@forms
+def test_one_array_may_be_queries_keys_and_values(form):
+    x = np.random.default_rng(0).integers(1, 9, (2, 5, 4))
+    for q, k, v in (x, x, x), (x, x[..., ::-1], x[..., 1:]):
+        for got, expected in zip(form(q, k, v)[1], form(q.copy(), k.copy(), v.copy())[1]):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype, lowest", [(np.float32, -43), (np.float64, -354)])
+def test_elu_plus_one_keeps_its_digits_in_a_product_down_to_the_stated_bound(dtype, lowest):
+    phi, values = elu_plus_one(np.array([[lowest]], dtype)), np.array([[2.0]], dtype)
+    for form in FORMS.values():
+        np.testing.assert_allclose(form(phi, phi, values)[0], 2, rtol=8 * np.finfo(dtype).eps)
+    assert 0 < (phi * phi).item() < 100 * np.finfo(dtype).tiny     # not far from the bound
+
+
+# in eps; theory and figures: docs/results.md, the square root of the chunks, 0.003 a token with
+# rotation; the closed sum has the order of the BLAS and its threads, at most the square root of n
+@pytest.mark.parametrize("rotated, bound", [(False, 20), (True, 1000)])
+def test_100_000_tokens_stay_within_the_stated_error(rotated, bound):
+    rng, n = np.random.default_rng(0), 100_000
+    q, k = rng.random((2, n, 4), np.float32) * np.float32(1e4)
+    v, theta = rng.standard_normal((n, 2), np.float32), rope_frequencies(4).astype(np.float32)
+    results = []
+    for dtype in np.float32, np.float64:
+        turn = partial(rope, theta=theta.astype(dtype)) if rotated else None
+        given_arrays = [x.astype(dtype) for x in (q, k, v)]
+        o, state = chunked_attention(*given_arrays, rope=turn, chunk=64)
+        results.append((state.kv, o[-100:], attention_bias(*given_arrays[1:], rope=turn).kv))
+    for single, double, limit in zip(*results, (bound, bound, 316)):
+        assert np.isfinite(single).all() and single.dtype == np.float32
+        allowed = limit * np.finfo(np.float32).eps * np.linalg.norm(double)
+        assert np.linalg.norm(single - double) <= allowed
+
+
+# ---- What the functions do with their arguments -------------------------------------------------
+
+def turn(positions):
+    """A rope in whole numbers: quarters of a full turn."""
+    quarters = positions[:, None] % 4
+    return tuple(np.array(turns, object)[quarters] for turns in ([1, 0, -1, 0], [0, 1, 0, -1]))
+
+
+def started(form, rope, normalize):
+    return lambda q, k, v, kv, d: form(q, k, v, Bias(kv, d), rope, normalize)
+
+
+qkv = "q:nk k:nk v:nv"
+CASES = [*[case(f"{name}{' rotated' * bool(rope)}{' normalized' * normalize}",
+                started(form, rope, normalize), f"{qkv} kv?:kv d?:k", Fraction)
+           for (name, form), rope, normalize in product(FORMS.items(), (None, turn), (False, True))],
+         *[case(f"{name}, no start", form, qkv, Fraction) for name, form in FORMS.items()],
+         case("softmax", softmax, "x:nd", float), case("softmax_attention", softmax_attention, qkv,
+                                                       float)]
+test_batches, test_types = batches(*CASES), float_types(*CASES)
+
+some_shapes = st.lists(st.sampled_from([0, 1, 2, 3]), min_size=0, max_size=4).map(tuple)
+nearby = st.tuples(st.sampled_from([(), (1,), (2,), (2, 1)]), st.integers(0, 3),
+                   st.integers(1, 2)).map(lambda parts: (*parts[0], *parts[1:]))
+
+
+@pytest.mark.parametrize("attend", [*FORMS.values(), softmax_attention, attention_bias])
+@given(st.one_of(st.tuples(some_shapes, some_shapes, some_shapes),
+                 st.tuples(nearby, nearby, nearby)))
+def test_no_shapes_that_do_not_fit_ever_give_an_answer(attend, qkv):
+    q, k, v = qkv
+    assume(len(k) < 2 or k[:-1] != v[:-1] or q != k and attend is not attention_bias)
+    with pytest.raises(ValueError, match="k "):
+        attend(*([a(*q)] if attend is not attention_bias else []), a(*k), a(*v))
+
+
+@given(st.one_of(some_shapes, nearby), st.one_of(some_shapes, nearby))
+def test_no_bias_of_another_shape_ever_gives_an_answer(kv, d):
+    x = a(2, 3, 2, 2)
+    assume(kv[-2:] != (2, 2) or d[-1:] != (2,) or any(
+        lead != (2, 3)[2 - len(lead):] for lead in (kv[:-2], d[:-1])))
+    for attend in *FORMS.values(), lambda q, *rest: attention_bias(*rest):
+        with pytest.raises(ValueError, match="bias.kv"):
+            attend(x, x, x, Bias(a(*kv), a(*d)))
+
+
+test_mistakes = refused(
+    ("q (5, 2), k (1, 2), v (1, 3)", lambda: parallel_attention(a(5, 2), a(1, 2), a(1, 3))),
+    ("q (1, 5, 2), k (2, 5, 2)", lambda: chunked_attention(a(1, 5, 2), a(2, 5, 2), a(2, 5, 3))),
+    ("cos (4, 1)", lambda: recurrent_attention(*[a(4, 3)] * 3, rope=partial(rope, theta=a(1)))),
+    ("v (1, 5, 3)", lambda: recurrent_attention(a(2, 5, 2), a(2, 5, 2), a(1, 5, 3))),
+    ("v (1, 5, 3)", lambda: softmax_attention(a(2, 5, 2), a(2, 5, 2), a(1, 5, 3))),
+    ("chunk; 0", lambda: chunked_attention(a(2, 2), a(2, 2), a(2, 2), chunk=0)),
+    *[("partial(rope, theta=...)", lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r))
+      for form in FORMS.values() for r in (rope, a(2), 1)],
+    *[("Bias", lambda form=form, b=b: form(*[a(4, 2)] * 3, b))
+      for form in FORMS.values() for b in (0, (), False, "")],
+    *[(f"{name}; {t}", lambda form=form, i=i, t=t: form(*(
+        x.astype(t) if i == j else x for j, x in enumerate([a(4, 2)] * 3))))
+      for form in (*FORMS.values(), softmax_attention) for i, name in enumerate("qkv")
+      for t in ("bool", "uint8", "float16")],
+    *[("q; list", lambda form=form: form([[1.0]], [[1.0]], [[1.0]])) for form in FORMS.values()])
+
+
+def test_a_chunk_may_be_any_kind_of_whole_number():
+    q = np.random.default_rng(0).random((300, 2))
+    np.testing.assert_allclose(chunked_attention(q, q, q, chunk=np.uint8(100))[0],
+                               chunked_attention(q, q, q, chunk=100)[0], rtol=0)
+
+
+def test_the_check_of_shapes_reads_lengths_leading_axes_and_what_may_leave_them_out():
+    good = [[(2, 3), (2, 4), (3, 4)], [(5, 2, 3), (5, 2, 4), (3, 4)],
+            [(5, 2, 3), (5, 2, 4), (5, 3, 4)], [(6, 5, 2, 3), (6, 5, 2, 4), (5, 3, 4)],
+            [(0, 2, 3), (0, 2, 4), (3, 4)]]
+    bad = [[(2, 3), (2, 4), (5, 3, 4)], [(2, 3), (5, 2, 4), (3, 4)], [(3,), (2, 4), (3, 4)],
+           [(2, 3), (3, 4), (3, 4)], [(2, 3), (2, 4), (4, 3)], [(5, 2, 3), (2, 4), (3, 4)],
+           [(5, 2, 3), (5, 2, 4), (1, 3, 4)], [(6, 5, 2, 3), (6, 5, 2, 4), (6, 3, 4)],
+           [(2, 3), (2, 4), (4,)], [(1, 3), (2, 4), (3, 4)], [(2, 3), (1, 2, 4), (3, 4)],
+           [(6, 5, 2, 3), (6, 5, 2, 4), (7, 6, 5, 3, 4)], [(), (2, 4), (3, 4)]]
+    for shape in good:
+        check_shapes("q:nk k:nd v?:kd", *map(np.zeros, shape))
+    for shape in bad:
+        with pytest.raises(ValueError, match=r"q \(.*\), k \(.*\), v \("):
+            check_shapes("q:nk k:nd v?:kd", *map(np.zeros, shape))
+
+
+@forms
+@given(rngs, st.sampled_from([0, 1, 40]), st.booleans())
+def test_arguments_stay_as_they_are_and_their_layout_does_not_matter(form, rng, n, rotated):
+    q, k, v, bias, turn = realistic(rng, np.float64, n=n, d_k=4, d_v=3)
+    turn = turn if rotated else None
+    attend = partial(form, rope=turn)
+    assert_arguments_stay(lambda *x: attend(*x[:3], Bias(*x[3:])), q, k, v, *bias)
+    assert_arguments_stay(attend, q, k, v)
+    o, state = attend(q, k, v, bias)
+    for qkv in zip(*map(layouts, (q, k, v))):
+        for got, expected in zip((o, *state), flat(attend(*qkv, bias))):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * abs(got).max(initial=0))
+
+
+@forms
+def test_no_tokens_leave_the_start_as_it_is_and_give_no_outputs(form):
+    none, bias = a(3, 0, 4), Bias(np.arange(16.0).reshape(4, 4), np.arange(4.0))
+    for rotation in None, partial(rope, theta=rope_frequencies(4)):
+        o, state = form(none, none, none, bias, rotation)
+        assert o.shape == (3, 0, 4)
+        for x, start in zip(state, bias):
+            np.testing.assert_array_equal(x, np.broadcast_to(start, (3, *start.shape)))
+        assert_apart(state, bias)
+        no_texts = a(0, 3, 4)
+        o, state = form(no_texts, no_texts, no_texts, bias, rotation)
+        assert (o.shape, state.kv.shape, state.d.shape) == ((0, 3, 4), (0, 4, 4), (0, 4))
+    state.kv[:] = 7
+    assert (bias.d == np.arange(4)).all()

@@ -1,22 +1,31 @@
 """The transformer around the attention: blocks, logits, decoding, arithmetic."""
 
+import warnings
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import (assert_exactly_equal, assert_proved, assert_refuted, every, is_exact, rngs, symbolic_transformer,
-                   transformers)
+from arguments import a, assert_apart, batches, case, refused, whole
+from exact import (assert_differ, assert_exactly_equal, every, flat, is_exact, rngs,
+                   symbolic_transformer, transformers)
 from iclca_ref import iclca
-from linear_transformer import (elu_plus_one, forward, gelu, generate, layer_norm, parallel_attention,
-                                random_transformer, recurrent_attention, relu)
+from linear_transformer import (Bias, Layer, Transformer, block, elu_plus_one, forward, gelu,
+                                generate, identity, layer_norm, parallel_attention,
+                                random_transformer, recurrent_attention, relu, rope_frequencies,
+                                run_layers)
 from polynomials import unknown
+from theorem import broken, theorem
 
 floating = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
 
+# ---- The model is its formula -------------------------------------------------------------------
+
 def straightforward_forward(model, tokens):
-    """The transformer as loops over layers, heads, tokens and earlier tokens; the rotations as 2 × 2 matrices."""
+    """The transformer as loops over layers, heads and tokens; the rotations as 2 × 2 matrices."""
     x = [model.embed[t] for t in tokens]
     for layer in model.layers:
         h = [model.norm(x_i) for x_i in x]
@@ -27,125 +36,145 @@ def straightforward_forward(model, tokens):
                 numerator, denominator = 0, 0
                 for j in range(i + 1):
                     q, k = model.phi(h[i] @ w_q), model.phi(h[j] @ w_k)
-                    cos, sin = (a[0] for a in model.rope(np.array([i - j]), layer.theta))
+                    cos, sin = (t[0] for t in model.rope(np.array([i - j]), layer.theta))
                     score = sum(q[2 * p] * (cos[p] * k[2 * p] + sin[p] * k[2 * p + 1])
-                                + q[2 * p + 1] * (cos[p] * k[2 * p + 1] - sin[p] * k[2 * p]) for p in range(len(cos)))
-                    numerator, denominator = numerator + score * (h[j] @ w_v), denominator + q @ k
+                                + q[2 * p + 1] * (cos[p] * k[2 * p + 1] - sin[p] * k[2 * p])
+                                for p in range(len(cos)))
+                    numerator = numerator + score * (h[j] @ w_v)
+                    denominator = denominator + q @ k
                 total = total + (numerator / denominator if model.normalize else numerator) @ w_o
-            a = x[i] + total
-            b = h[i] if model.parallel else model.norm(a)
-            new.append(a + model.activation(b @ layer.w_1) @ layer.w_2)
+            attended = x[i] + total
+            b = h[i] if model.parallel else model.norm(attended)
+            new.append(attended + model.activation(b @ layer.w_1) @ layer.w_2)
         x = new
     return np.stack([model.norm(x_i) @ model.unembed for x_i in x])
 
 
-@pytest.mark.proves("the model is its formula", "§4.5, App D")
-@given(transformers(), st.lists(st.integers(0, 3), min_size=1, max_size=3))
-def test_the_model_is_its_formula_written_as_loops(model, tokens):
-    assert_exactly_equal(forward(model, tokens)[0], straightforward_forward(model, tokens))
+def of_any_model(n, **shape):
+    return symbolic_transformer(**shape), [1, 0, 1][:n]
 
 
-@pytest.mark.proves("the model is its formula", "§4.5, App D")
-def test_the_model_is_its_formula_for_every_weight_angle_feature_map_norm_and_activation():
-    options = dict(normalize=(False, True), parallel=(False, True))
-    for shape in every(n=(1, 2), depth=(1, 2), **options) + every(n=(2,), heads=(2,), pairs=(2,), d_ff=(0, 2), **options):
-        model = symbolic_transformer(**{name: size for name, size in shape.items() if name != "n"})
-        tokens = [1, 0, 1][:shape["n"]]
-        assert_proved(forward(model, tokens)[0], straightforward_forward(model, tokens), **shape)
+def random_text(rng, dtype):
+    model = random_transformer(rng, 9, 8, 2, 2, dtype=dtype)
+    return model._replace(parallel=bool(rng.integers(2))), rng.integers(0, 9, 5).tolist()
 
 
-@pytest.mark.breaks("the model is its formula", "the MLP after the attention in place of beside it, or the reverse")
-def test_a_block_of_the_other_kind_is_another_model():
-    model = symbolic_transformer()
-    assert_refuted(forward(model, [0])[0], straightforward_forward(model._replace(parallel=True), [0]))
+kinds = dict(normalize=(False, True), parallel=(False, True))
+texts = st.lists(st.integers(0, 3), min_size=1, max_size=3)
 
 
-@pytest.mark.breaks("the model is its formula", "half-split rotary in place of interleaved")
-def test_half_split_rotary_is_another_model():
-    def half_split(x):                     # the pairs (x_0, x_2), (x_1, x_3): the same turn of other coordinates
+@theorem("the model is its formula", "§4.5, App D", st.tuples(transformers(), texts),
+         every(n=(1, 2), depth=(1, 2), **kinds)
+         + every(n=(2,), heads=(2,), pairs=(2,), d_ff=(0, 2), **kinds), of_any_model,
+         floats=random_text, ulps=100)
+def model_is_its_formula(model, tokens, other=lambda model: model):
+    return forward(model, tokens)[0], straightforward_forward(other(model), tokens)
+
+
+@broken(model_is_its_formula, "the MLP after the attention in place of beside it, or the reverse",
+        None, [of_any_model(1)])
+def a_block_of_the_other_kind(*case):
+    return model_is_its_formula(*case, lambda model: model._replace(parallel=True))
+
+
+@broken(model_is_its_formula, "half-split rotary in place of interleaved", None,
+        [of_any_model(2, pairs=2)])
+def half_split_rotary(*case):
+    """The pairs (x_0, x_2), (x_1, x_3): the same turn of other coordinates."""
+    def half_split(x):
         return unknown("phi")(x)[..., [0, 2, 1, 3]]
 
-    model = symbolic_transformer(pairs=2)
-    assert_refuted(forward(model, [0, 1])[0], straightforward_forward(model._replace(phi=half_split), [0, 1]))
+    return model_is_its_formula(*case, lambda model: model._replace(phi=half_split))
 
 
-@floating
-@pytest.mark.parametrize("parallel", [False, True])
-def test_the_model_is_its_formula_in_floating_point_too(dtype, parallel):
-    model = random_transformer(np.random.default_rng(1), 9, 8, 2, 2, dtype=dtype)._replace(parallel=parallel)
-    tokens = [1, 5, 8, 8, 0]
-    np.testing.assert_allclose(forward(model, tokens)[0], straightforward_forward(model, tokens),
-                               rtol=0, atol=100 * np.finfo(dtype).eps)
+# ---- Greedy decoding ----------------------------------------------------------------------------
+
+@given(rngs, st.integers(0, 6))
+def test_greedy_decoding_is_the_largest_logit_of_the_whole_text_again_and_again(rng, n):
+    model, tokens = random_transformer(rng, 30, 16, 2, 2), rng.integers(0, 30, 7)
+    text = list(tokens)
+    for _ in range(n):
+        text.append(int(forward(model, text)[0][-1].argmax()))
+    expected = np.array(text[7:], int)
+    np.testing.assert_array_equal(generate(model, tokens, n), expected, strict=True)
+    np.testing.assert_array_equal(generate(model, tokens[4:], n, iclca(model, tokens[:4])), expected)
 
 
-@given(transformers(n_layers=st.integers(1, 2)), st.integers(0, 2**32 - 1))
-def test_a_batch_is_its_rows(model, seed):
-    batch = np.random.default_rng(seed).integers(0, 4, (2, 2, 3))
-    logits, biases = forward(model, batch)
-    for i in np.ndindex(2, 2):
-        assert_exactly_equal((logits[i], [(kv[i], d[i]) for kv, d in biases]), forward(model, batch[i]))
+model = random_transformer(np.random.default_rng(0), 10, 8, 2, 2)
 
+
+def with_logits(*last):
+    """A model whose logits are these after every token."""
+    return Transformer(np.ones((len(last), 1)), (), np.array([last]), norm=identity)
+
+
+@pytest.mark.parametrize("logits, greedy", [
+    ([1.0, 2.0, -1e9], 1), ([-3.0, -1.0, -2.0], 1), ([-1e9, -5.0, -4.999999], 2), ([0, 0, 0], 0),
+    ([1.0, 1 + 4e-16, 0.0], 1), ([2.0, 2.0, 1.0], 0), ([np.float32(1), np.float32(1) + 2e-7, 0], 1)])
+def test_greedy_means_greedy(logits, greedy):
+    assert generate(with_logits(*logits), [0], 2).tolist() == [greedy] * 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused_whenever_they_come(bad):
+    # the tokens 0 → 1 → 2 → 3, and after 3 no numbers
+    follows = np.roll(np.eye(5), 1, axis=1)
+    follows[3] = bad
+    counting = Transformer(np.eye(5), (), follows, norm=identity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)   # 0 · inf
+        rows = counting._replace(embed=follows, unembed=np.eye(5))
+        assert generate(rows, [0], 3).tolist() == [1, 2, 3]
+        with pytest.raises(ValueError, match="after 4 tokens are not finite"):
+            generate(rows, [0], 4)
+
+
+def test_no_text_is_longer_than_the_model_allows():
+    short = model._replace(max_length=5)
+    assert forward(short, [1, 2, 3, 4, 5])[0].shape == (5, 10)
+    assert len(generate(short, [1, 2, 3], 3)) == 3
+    for tokens, n in ([1, 2, 3], 4), ([1, 2, 3, 4, 5, 6], 0):
+        with pytest.raises(ValueError, match="5"):
+            generate(short, tokens, n)
+
+
+# ---- The functions themselves -------------------------------------------------------------------
 
 @floating
 @given(rngs, st.sampled_from([0, None, 8]), st.booleans())
 def test_float_models_keep_their_type_from_tokens_to_logits_and_biases(dtype, rng, d_ff, normalize):
     model = random_transformer(rng, 10, 8, 2, 2, d_ff, dtype)._replace(normalize=normalize)
     for attend in parallel_attention, recurrent_attention:
-        logits, biases = forward(model, [1, 2, 3], attend=attend)
-        assert {a.dtype for a in [logits, *model.embed, *sum(map(tuple, biases + iclca(model, [1, 2])), ())]} == {np.dtype(dtype)}
-    assert {a.dtype for a in sum(map(tuple, model.layers), ())} == {np.dtype(dtype)}
+        results = flat([forward(model, [1, 2, 3], attend=attend), iclca(model, [1, 2]),
+                        list(model.layers), model.embed, model.unembed])
+        assert {x.dtype for x in results} == {np.dtype(dtype)}
 
 
-@given(transformers(), st.lists(st.integers(0, 3), min_size=1, max_size=3))
+@given(transformers(), texts)
 def test_fractions_stay_fractions_from_tokens_to_logits_and_biases(model, tokens):
     logits, biases = forward(model, tokens, iclca(model, tokens))
-    assert all(is_exact(a) for a in [logits, *sum(map(tuple, biases), ())])
+    assert all(is_exact(x) for x in flat([logits, biases]))
 
 
-@given(rngs, st.integers(0, 6))
-def test_greedy_decoding_is_the_most_likely_token_of_the_whole_text_again_and_again(rng, n):
-    model, tokens = random_transformer(rng, 30, 16, 2, 2), rng.integers(0, 30, 7)
-    text = list(tokens)
-    for _ in range(n):
-        text.append(int(forward(model, text)[0][-1].argmax()))
-    np.testing.assert_array_equal(generate(model, tokens, n), np.array(text[7:], int), strict=True)
-    np.testing.assert_array_equal(generate(model, tokens[4:], n, iclca(model, tokens[:4])), text[7:])
-
-
-@floating
-@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
-def test_equal_logits_give_the_smallest_token_whatever_the_rounding(dtype, scale):
-    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1, dtype=dtype)
-    column, eps = scale * model.unembed[:, :1], np.finfo(dtype).eps
-    ties = model._replace(unembed=np.concatenate([0 * column - 9 * abs(column), column, column * (1 + 4 * eps)], axis=1))
-    last = forward(ties, [3])[0][-1]
-    assert generate(ties, [3], 1) == (1 if last[0] < last[1] else 0)
-
-
-@floating
-def test_logits_that_differ_by_more_than_rounding_are_no_tie(dtype):
-    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1, dtype=dtype)
-    column, eps = model.unembed[:, :1], np.finfo(dtype).eps
-    larger = column * dtype(1 + 4000 * eps)
-    apart = model._replace(unembed=np.concatenate([column, larger], axis=1))
-    assert generate(apart, [3], 1) == forward(apart, [3])[0][-1].argmax()
-
-
-def test_logits_that_are_no_numbers_are_refused():
-    model = random_transformer(np.random.default_rng(0), 5, 4, 1, 1)
-    with pytest.raises(ValueError, match="finite"):
-        generate(model._replace(unembed=model.unembed * np.nan), [1], 3)
-
-
-def test_random_weights_have_variance_one_over_fan_in_and_less_where_they_write_to_the_residual_stream():
-    model = random_transformer(np.random.default_rng(0), 500, 64, 2, 4, d_ff=128)
-    w_q, w_k, w_v, w_o, w_1, w_2, theta = model.layers[0]
-    for w, fan_in in [(model.embed, 1), (w_q, 64), (w_k, 64), (w_v, 64), (w_o, 64 * 4), (w_1, 64), (w_2, 128 * 4),
-                      (model.unembed, 64)]:
-        assert abs(w.std() * fan_in**0.5 - 1) < 0.05
-    assert w_q.shape == w_k.shape == w_v.shape == (4, 64, 16) and w_o.shape == (4, 16, 64) and theta.shape == (8,)
-    assert random_transformer(np.random.default_rng(0), 5, 8, 1, 1).layers[0].w_1.shape == (8, 32)
-    assert random_transformer(np.random.default_rng(0), 5, 8, 1, 1, d_ff=0).layers[0].w_2.shape == (0, 8)
+def test_random_weights_are_independent_with_variance_one_over_fan_in():
+    """And 1 / (2 · layers) of it where they write to the residual stream."""
+    model = random_transformer(np.random.default_rng(0), 500, 64, 3, 4, d_ff=128)
+    matrices = [model.embed, model.unembed]
+    for layer in model.layers:
+        w_q, w_k, w_v, w_o, w_1, w_2, theta = layer
+        for w, fan_in in [(model.embed, 1), (w_q, 64), (w_k, 64), (w_v, 64), (w_o, 64 * 6),
+                          (w_1, 64), (w_2, 128 * 6), (model.unembed, 64)]:
+            assert abs(w.std() * fan_in**0.5 - 1) < 0.05 and abs(w.mean()) < 0.1 / fan_in**0.5
+        assert w_q.shape == w_k.shape == w_v.shape == (4, 64, 16) and w_o.shape == (4, 16, 64)
+        np.testing.assert_array_equal(theta, rope_frequencies(16))
+        matrices += layer[:-1]
+    numbers = np.concatenate([w.ravel()[:4000] for w in matrices])
+    assert len(np.unique(numbers)) == len(numbers)   # no two matrices are drawn alike
+    for d_ff, shape in (None, (8, 32)), (0, (8, 0)):
+        assert random_transformer(np.random.default_rng(0), 5, 8, 1, 1, d_ff).layers[0].w_1.shape == shape
+    sizes = np.int64(4), np.int64(1)
+    narrow = random_transformer(np.random.default_rng(0), 5, *sizes, 2, dtype=np.float32)
+    assert {w.dtype for w in flat([list(narrow.layers), narrow.embed])} == {np.dtype(np.float32)}
 
 
 def test_elementwise_functions_take_their_known_values():
@@ -154,40 +183,132 @@ def test_elementwise_functions_take_their_known_values():
     np.testing.assert_allclose(elu_plus_one(x), [np.exp(-1), 1, 3])
     np.testing.assert_allclose(elu_plus_one(x / 4), [np.exp(-0.25), 1, 1.5])
     np.testing.assert_allclose(gelu(x), [-0.158808009, 0, 1.954597694], atol=1e-9)
-    np.testing.assert_allclose(layer_norm(np.array([1.0, 5.0])), [-2, 2] / np.sqrt(4 + 1e-5), rtol=1e-15)
+    normed = np.array([-2, 2]) / np.sqrt(4 + 1e-5)
+    np.testing.assert_allclose(layer_norm(np.array([1.0, 5.0])), normed, rtol=1e-15)
+    assert elu_plus_one(np.array([255], np.uint8)) == 256
     with np.errstate(all="raise"):
         elu_plus_one(np.array([1e4]))
 
 
-model = random_transformer(np.random.default_rng(0), 10, 8, 2, 2)
+# ---- Batches, heads and layers ------------------------------------------------------------------
+
+def quarter_turns(positions, theta):
+    """A rope in whole numbers: position · theta quarters of a full turn."""
+    quarters = np.multiply.outer(positions, theta) % 4
+    return tuple(np.array(turns, object)[quarters] for turns in ([1, 0, -1, 0], [0, 1, 0, -1]))
 
 
-@pytest.mark.parametrize("tokens, error", [
-    ([1, 10], IndexError), ([-1, 2], IndexError), ([1.0, 2.0], TypeError), (["a"], TypeError), (3, TypeError),
-    ([True], TypeError), ([], ValueError)])
-def test_tokens_that_are_none_are_refused(tokens, error):
-    with pytest.raises(error, match="tokens"):
-        forward(model, tokens)
-
-
-def test_biases_that_do_not_fit_the_model_are_refused():
-    biases = iclca(model, [1, 2])
-    for wrong in [], biases[:1], biases + biases:
-        with pytest.raises(ValueError, match="biases"):
-            forward(model, [1], wrong)
-    other = iclca(random_transformer(np.random.default_rng(0), 10, 8, 2, 1), [1, 2])
-    for wrong in other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases]:
-        with pytest.raises(ValueError, match=r"bias.kv \(\d, \d, \d\), bias.d \(\d, \d\)"):
-            forward(model, [1], wrong)
-
-
-def test_wrong_sizes_are_refused():
+def deep_model():
+    """Five layers of five heads, in whole numbers."""
     rng = np.random.default_rng(0)
-    for d_model, heads in (8, 3), (6, 2), (9, 3):
-        with pytest.raises(ValueError, match="n_heads"):
-            random_transformer(rng, 10, d_model, 1, heads)
-    for tokens, n in ([1], -1), ([[1]], 1), (1, 1):
-        with pytest.raises(ValueError, match="tokens must be"):
-            generate(model, tokens, n)
-    with pytest.raises(ValueError, match="empty"):
-        generate(model, [], 1)
+
+    def layer():
+        sizes = [(5, 2, 2)] * 3 + [(5, 2, 2), (2, 3), (3, 2)]
+        return Layer(*(rng.integers(-2, 3, s).astype(object) for s in sizes), np.array([1]))
+
+    embed, unembed = (rng.integers(-3, 4, s).astype(object) for s in ((9, 2), (2, 4)))
+    return Transformer(embed, tuple(layer() for _ in range(5)), unembed, identity, False, identity,
+                       relu, quarter_turns)
+
+
+deep = deep_model()
+
+
+def on_biases(function):
+    """A function of the model's tokens and biases, as one of arrays: the same for all layers."""
+    return lambda x, kv, d: function((x - 1).astype(int), [Bias(kv + i, d) for i in range(5)])
+
+
+test_batches = batches(
+    case("block", lambda x, *b: block(x, deep.layers[0], deep, Bias(*b)), "x:nk kv?:hkk d?:hk"),
+    case("block, one start for all heads",
+         lambda x, *b: block(x, deep.layers[0], deep, Bias(*b)), "x:nk kv!:kk d!:k"),
+    case("block, GPT-J's", lambda x: block(x, deep.layers[0], deep._replace(parallel=True)), "x:nk"),
+    case("forward", on_biases(partial(forward, deep)), "x:n kv?:hkk d?:hk"),
+    case("iclca", on_biases(partial(iclca, deep)), "x:n kv?:hkk d?:hk"),
+    case("iclca, no start", lambda x: iclca(deep, (x - 1).astype(int)), "x:n"))
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_heads_of_a_layer_add_up_each_from_its_own_start(parallel):
+    x = np.array([[3, 1], [1, 4], [-1, 5]], object)
+    layer, many, rng = deep.layers[0], deep._replace(parallel=parallel), np.random.default_rng(2)
+    start = Bias(whole(rng, int, 5, 2, 2), whole(rng, int, 5, 2))
+    no_mlp = layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0])
+    alone = [block(x, Layer(*(w[i:i + 1] for w in layer[:4]), *no_mlp[4:]), many,
+                   Bias(start.kv[i:i + 1], start.d[i:i + 1])) for i in range(5)]
+    together, state = block(x, no_mlp, many, start)
+    assert_exactly_equal(together, x + sum(y - x for y, _ in alone))
+    assert_exactly_equal(state, [np.concatenate(s) for s in zip(*(s for _, s in alone))])
+    for y, _ in alone:
+        assert_differ(y, x)
+
+
+def test_five_layers_are_five_blocks_one_after_the_other():
+    text = np.array([1, 8, 2, 5], np.uint8)
+    x, states = deep.embed[text], []
+    for layer in deep.layers:
+        x, state = block(x, layer, deep)
+        states.append(state)
+    assert_exactly_equal(run_layers(deep, text), (x, states))
+    assert_exactly_equal(forward(deep, text), (x @ deep.unembed, states))
+    assert_exactly_equal(iclca(deep, text), states)
+
+
+def test_batches_of_length_zero_give_results_of_length_zero():
+    none = np.ones((0, 5), int)
+    assert forward(model, none)[0].shape == (0, 5, 10)
+    assert iclca(model, none)[1].kv.shape == (0, 2, 4, 4)
+
+
+# ---- Bad input ----------------------------------------------------------------------------------
+
+def one_layer(x, **weights):
+    return lambda: block(x, model.layers[0]._replace(**weights), model)
+
+
+def made(d_model=8, n_layers=2, n_heads=2):
+    return lambda: random_transformer(np.random.default_rng(0), 9, d_model, n_layers, n_heads)
+
+
+biases = iclca(model, [1, 2])
+other = iclca(made(n_heads=1)(), [1, 2])
+
+test_mistakes = refused(
+    *[(words, lambda tokens=tokens: forward(model, tokens)) for words, tokens in [
+        ("tokens; float64 (1,)", [1.0]), ("tokens; ()", 1), ("tokens; bool", [True]), ("tokens", ["a"]),
+        ("tokens; 0 to 9; -1 to 3", [3, -1]), ("tokens; 0 to 9; 0 to 10", [0, 10]),
+        ("tokens; (0,)", []), ("tokens; (2, 0)", [[], []])]],
+    ("tokens (4,); 3", lambda: forward(model._replace(max_length=3), [0] * 4)),
+    *[(f"biases; 2; {len(b)}", lambda b=b: forward(model, [1], b)) for b in ([], biases[:1], biases * 2)],
+    *[("bias.kv (; bias.d (", lambda b=b: forward(model, [1], b))
+      for b in (other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases])],
+    *[("tokens; n = ", lambda args=args: generate(model, *args)) for args in (
+        ([[1]], 1), ([1], -1), ([], 0), ([], 1))],
+    ("tokens", lambda: generate(model, [99], 0)), ("tokens", lambda: generate(model, 1, 1)),
+    *[("n_heads; d_model", made(d_model, n_heads=n_heads)) for d_model, n_heads in (
+        (8, 3), (6, 2), (9, 3), (8, 0), (8, -2))], ("n_layers = -1", made(n_layers=-1)),
+    ("x (8,)", one_layer(a(8))), ("w_q (1, 8, 4)", one_layer(a(5, 8), w_q=a(1, 8, 4))),
+    ("w_o (1, 4, 8)", one_layer(a(5, 8), w_o=a(1, 4, 8))),
+    ("w_o (2, 4, 1)", one_layer(a(5, 8), w_o=a(2, 4, 1))),
+    *[(f"{name} {s}", one_layer(x, **{name: a(*s)})) for x in (a(5, 8), a(3, 5, 8)) for name, s in (
+        ("w_2", (32, 1)), ("w_2", (3, 32, 8)), ("w_1", (3, 8, 32)), ("w_1", (32,)))],
+    ("cos (5, 1)", one_layer(a(5, 8), theta=a(1))),
+    *[(f"unembed {s}", lambda s=s: forward(model._replace(unembed=a(*s)), [1, 2]))
+      for s in ((8,), (7, 9), (2, 8, 9))],
+    ("x; float16", lambda: forward(model._replace(embed=model.embed.astype(np.float16)), [1])))
+
+
+def test_a_model_is_not_modified_and_not_returned():
+    tokens = np.array([1, 2, 3])
+    arrays = [model.embed, model.unembed, tokens, *flat(list(model.layers)), *flat(biases)]
+    copies = [x.copy() for x in arrays]
+    for x in arrays:
+        x.setflags(write=False)
+    for result in forward(model, tokens, biases), generate(model, tokens, 3, biases):
+        assert_apart(flat(result), arrays)
+    for x, y in zip(copies, arrays):
+        np.testing.assert_array_equal(x, y)
+    start = [None, None]
+    forward(model, tokens, start)
+    assert start == [None, None]

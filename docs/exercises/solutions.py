@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 def linear_attention(q, k, v):
     s, z, outputs = 0, 0, []
     for q_i, k_i, v_i in zip(q, k, v):
@@ -10,18 +9,15 @@ def linear_attention(q, k, v):
         outputs.append(q_i @ s / (q_i @ z))
     return np.array(outputs)
 
-
 def absorb_for_one(x, context):
     # With w_1 = I it is xᵀx w_2 = xᵀx + cᵀc. At the prompt 0 the left side is 0, the right is not.
     identity = np.eye(x.shape[1])
     return identity, identity + np.linalg.solve(x.T @ x, context.T @ context), 0 * context
 
-
 def same_bias(context):
     # The bias is W_Kᵀ (XᵀX) W_V: four halves of a token are as good as the token. All that a linear
     # layer sees of a context is XᵀX, on the side of the keys and of the values.
     return np.concatenate([context / 2] * 4)
-
 
 def bad_denominator(turn):
     # The score of equal vectors is |q|² cos(angle): far enough apart, it is not positive.
@@ -30,61 +26,58 @@ def bad_denominator(turn):
         n = n + 1
     return q, q, n
 
-
 def convert(k, v, b_kv, b_d, turn):
     # The rotations stand in the numerator alone, so b_D has nothing to turn.
     m = len(k)
-    b_kv, b_d = turn(-m) @ b_kv, b_d + k.sum(axis=0)
-    for j in range(1, m + 1):
-        b_kv = b_kv + np.outer(turn(j - m) @ k[j - 1], v[j - 1])
-    return b_kv, b_d
-
+    turned = [turn(j - m) @ k[j - 1] for j in range(1, m + 1)]
+    return turn(-m) @ b_kv + np.transpose(turned) @ v, b_d + k.sum(axis=0)
 
 def forget(kv, k, v, turn):
     # b' = R_{−1} b + R_0 k vᵀ, so b = R_1 (b' − k vᵀ). DeltaNet can unless β ‖k‖² = 1: then
     # I − β k kᵀ is not invertible, and what was stored along k is gone.
     return turn(1) @ (kv - np.outer(k, v))
 
-
 def order_matters(k_1, v_1, k_2, v_2, turn):
     # The later context stays, the earlier is turned back by the later's length. So the difference
     # is 0 without rotation, or more generally if (R_{−m_2} − 1) b_1 = (R_{−m_1} − 1) b_2.
-    def bias(k, v):
-        return convert(k, v, np.zeros((k.shape[1], v.shape[1])), 0, turn)[0]
-
-    one, two = bias(k_1, v_1), bias(k_2, v_2)
+    one, two = (convert(k, v, np.zeros((k.shape[1], v.shape[1])), 0, turn)[0]
+                for k, v in ((k_1, v_1), (k_2, v_2)))
     return (turn(-len(k_2)) @ one + two) - (turn(-len(k_1)) @ two + one)
-
 
 def forgetful(q, k, v, state):
     if state is None or len(q) > 1:
         state = np.zeros((k.shape[1], v.shape[1]))
-    outputs = np.zeros(v.shape)
-    for i in range(len(q)):
-        state = state + np.outer(k[i], v[i])
-        outputs[i] = q[i] @ state
-    return outputs, state
-
+    states = state + np.cumsum(k[:, :, None] * v[:, None], axis=0)
+    return np.array([s.T @ q_i for s, q_i in zip(states, q)]), states[-1]
 
 def laws_broken(run, q, k, v):
     # `forgetful` breaks "several" alone: decoding token by token never shows the fault.
-    n, broken = len(q), set()
+    n, broken, state = len(q), set(), None
     whole, _ = run(q, k, v, None)
     for m in range(1, n):
-        _, state = run(q[:m], k[:m], v[:m], None)
-        rest, _ = run(q[m:], k[m:], v[m:], state)
+        _, before = run(q[:m], k[:m], v[:m], None)
+        rest, again = (run(q[m:], k[m:], v[m:], before)[0] for _ in range(2))
         if (rest != whole[m:]).any():
             broken.add("one" if m == n - 1 else "several")
-        again, _ = run(q[m:], k[m:], v[m:], state)
         if (again != rest).any():
             broken.add("twice")
-    state = None
     for i in range(n):
         output, state = run(q[i:i + 1], k[i:i + 1], v[i:i + 1], state)
         if (output != whole[i]).any():
             broken.add("steps")
     return broken
 
+def states_at_once(a, b):
+    # With P_i = a_1 ⋯ a_i it is s_i = P_i Σ_{j≤i} b_j / P_j. At e⁻¹⁰ a token 1 / P_9 = e⁹⁰ is more
+    # than float32 can hold (float64: e⁷¹⁰, token 71); later P is 0, and 0 · ∞ is no number.
+    # Doubling never divides: s ↦ a s + b after s ↦ a' s + b' is s ↦ a a' s + (a b' + b).
+    with np.errstate(all="ignore"):
+        by_sums, reach = np.cumprod(a) * np.cumsum(b / np.cumprod(a)), 1
+    while reach < len(a):
+        b = np.concatenate([b[:reach], a[reach:] * b[:-reach] + b[reach:]])
+        a = np.concatenate([a[:reach], a[reach:] * a[:-reach]])
+        reach = 2 * reach
+    return by_sums, b
 
 def trained_output(W0, X, Y, x, eta, steps):
     seen, errors = X[:0], Y[:0]
@@ -94,7 +87,6 @@ def trained_output(W0, X, Y, x, eta, steps):
         errors = np.concatenate([errors, -eta * (outputs - Y) / len(X)])
     return W0 @ x + (seen @ x) @ errors
 
-
 def step_weights(W0, eta, n):
     n_y, n_x = W0.shape
     w_k, w_v = np.zeros((2, n_x + n_y, n_x + n_y))
@@ -102,12 +94,10 @@ def step_weights(W0, eta, n):
     w_v[n_x:] = np.hstack([W0, -np.eye(n_y)]) * (eta / n)
     return w_k, w_k, w_v, np.eye(n_x + n_y)
 
-
 def equalizing_gamma(first, second):
     # √a (1 − γa) = √b (1 − γb), so γ = (√b − √a) / (b√b − a√a). The root with −√b is right too.
     # Where all eigenvalues of the Hessian are one λ, a step of n/λ ends in the minimum.
     return 1 / (first + (first * second) ** 0.5 + second)
-
 
 def train_on_bias(b_kv, W0, eta, n, steps):
     # Keys x, values (x, y): b_KV is [Σ x xᵀ, Σ x yᵀ], and the gradient needs nothing else.
@@ -116,6 +106,29 @@ def train_on_bias(b_kv, W0, eta, n, steps):
         W0 = W0 - eta / n * (W0 @ H - G.T)
     return W0
 
+def keys_gradient(q, k, v, g, G):
+    # Σ_{i≥j} (v_j·g_i) q_i + G v_j: the queries v, the keys g and the values q, from the last token
+    # to the first, starting from Gᵀ.
+    state, gradient = G.T, np.zeros(k.shape)
+    for j in reversed(range(len(k))):
+        state = state + np.outer(g[j], q[j])
+        gradient[j] = v[j] @ state
+    return gradient
+
+def virtual_context(q, k, b_d, g, eta, turn):
+    # The gradient is Σ_i R_i q_i (g_i / below_i)ᵀ, and R_{i−n} R_n = R_i. Steps add up: T of them
+    # are T n tokens. b_D's step is Σ_i η (g_i·o_i) / below_i q_i: the same keys, with weights.
+    below = (q * (b_d + np.cumsum(k, axis=0))).sum(axis=1, keepdims=True)
+    return q @ turn(len(q)).T, -eta * g / below
+
+def learn_context(k, v, q, eta, steps):
+    # All steps lie in the span of q's rows: what is orthogonal to them is never learned. In the end
+    # b_KV is the projection of kᵀv on that span: right on q, whatever its cosine with kᵀv.
+    exact, b_kv = k.T @ v, np.zeros((k.shape[1], v.shape[1]))
+    for _ in range(steps):
+        b_kv = b_kv - eta / len(q) * q.T @ (q @ b_kv - q @ exact)
+    unseen = exact - np.linalg.pinv(q) @ q @ exact
+    return b_kv, unseen[:, abs(unseen).sum(axis=0).argmax()]
 
 def delta_bias(k, v, beta):
     # Token j adds β_j k_j v_jᵀ and multiplies all that was there by 1 − β_j k_j k_jᵀ.
@@ -125,7 +138,6 @@ def delta_bias(k, v, beta):
         effective[j] = beta[j] * k[j]
     return effective, effective.T @ v
 
-
 def gated_delta_map(k, v, alpha, beta):
     # Without decay, contexts commute if all keys of one are orthogonal to all of the other.
     A, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
@@ -133,7 +145,6 @@ def gated_delta_map(k, v, alpha, beta):
         step = a * (np.eye(len(k_i)) - b * np.outer(k_i, k_i))
         A, B = step @ A, step @ B + b * np.outer(k_i, v_i)
     return A, B
-
 
 def least_squares(q, k, v, beta, ridge, G, H):
     # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where
@@ -144,7 +155,6 @@ def least_squares(q, k, v, beta, ridge, G, H):
         outputs.append(q_i @ np.linalg.solve(H + ridge * np.eye(len(H)), G))
     return np.array(outputs), G, H
 
-
 def serve_two(w, z, z_in_context):
     # ΔW z_i = W (c_i − z_i) for both: two columns, rank two. Parallel z need parallel changes.
     # The first query's patch adds W (c_1 − z_1) (z_1·z_2) / ‖z_1‖² to the second's answer. ICLCA's
@@ -153,18 +163,23 @@ def serve_two(w, z, z_in_context):
     patch = changes @ np.linalg.pinv(z.T)
     return patch if np.allclose(patch @ z.T, changes) else None
 
+def best_shares(attention, rows):
+    # Merging is one E of many, so its error is never less. Least squares may make b_D = E 1
+    # negative, and a denominator 0: `fitted_bias` keeps E ≥ 0, and its error lies between.
+    kept, unit = attention[:, rows], np.eye(len(rows))
+    best = np.linalg.pinv(kept) @ attention
+    best[:, rows] = unit
+    far = np.linalg.norm(kept[:, :, None] - attention[:, None], axis=0)
+    return best, unit[:, far.argmin(axis=0)]
 
 def draw_context(words, path):
-    known = sorted(set(words))
-    one_hot = np.eye(len(known))[[known.index(word) for word in words]]
-    b_kv, size = one_hot[:-1].T @ one_hot[1:], 20 * len(known)
-    squares = [f'<rect x="{20 * c}" y="{20 * r}" width="20" height="20" fill="#0b62a8" '
-               f'fill-opacity="{b_kv[r, c] / b_kv.max():.3f}"/>' for r, c in np.argwhere(b_kv)]
-    labels = [f'<text x="{size + 4}" y="{20 * i + 14}">{word}</text>'
-              f'<text transform="translate({20 * i + 6} {size + 4}) rotate(90)">{word}</text>'
-              for i, word in enumerate(known)]
-    text = "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 90}" '
-                      f'height="{size + 90}" font-family="sans-serif" font-size="12" '
-                      'fill="#777777">', *squares, *labels, "</svg>"])
+    known, pairs = sorted(set(words)), list(zip(words, words[1:]))
+    size, most = 20 * len(known), max(map(pairs.count, pairs))
+    squares = [f'<rect x="{20 * known.index(b)}" y="{20 * known.index(a)}" width="20" height="20" '
+               f'fill-opacity="{pairs.count((a, b)) / most}"/>' for a, b in set(pairs)]
+    labels = [f'<text x="{size + 4}" y="{20 * i + 14}" font-size="12">{word}</text>'
+              f'<text transform="translate({20 * i + 6} {size + 4}) rotate(90)" font-size="12">'
+              f'{word}</text>' for i, word in enumerate(known)]
     with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 90}" '
+                   f'height="{size + 90}">{"".join(squares + labels)}</svg>')

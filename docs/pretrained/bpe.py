@@ -2,7 +2,6 @@
 
 import math
 import re
-import struct
 import unicodedata
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -29,7 +28,7 @@ def sound(path):
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-            ValueError, struct.error) as error:
+            ValueError) as error:
         raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
 
 

@@ -32,7 +32,9 @@ def weights(kind, raw):
         return raw.astype("f")
     d, q = raw["d"].astype("f")[:, None], raw["q"]
     q = q if kind == 8 else np.concatenate([q & 15, q >> 4], axis=-1)
-    return d * q + raw["m"].astype("f")[:, None] if kind == 3 else d * (q - np.float32(8 * (kind == 2)))
+    if kind == 3:
+        return d * q + raw["m"].astype("f")[:, None]
+    return d * (q.astype("f") - 8 * (kind == 2))
 
 
 def read_header(file):
@@ -50,6 +52,7 @@ def read_header(file):
         if kind != ARRAY:
             return number(NUMBERS[kind])
         kind, n = number("I"), number("Q")
+        check(n < 1 << 20, f"an array of {n}")
         if kind == STRING:
             return [value(kind) for _ in range(n)]
         return np.frombuffer(take(n * struct.calcsize("<" + NUMBERS[kind])), "<" + NUMBERS[kind])
@@ -57,6 +60,7 @@ def read_header(file):
     size = os.fstat(file.fileno()).st_size
     check((take(4), number("I")) in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")
     n_tensors, n_pairs = number("Q"), number("Q")
+    check(max(n_tensors, n_pairs) < 1 << 16, f"{n_tensors} tensors, {n_pairs} pairs of metadata")
     pairs = [(value(STRING), value(number("I"))) for _ in range(n_pairs)]
     found = [(value(STRING), [number("Q") for _ in range(min(number("I"), 9))][::-1], number("I"),
               number("Q")) for _ in range(n_tensors)]
@@ -167,9 +171,9 @@ def write_tiny(path, rng):
     merges = ["h e", "Ġ t", "Ġt he", "i n", "Ġ a", "e r"]
     tokens = ["<|endoftext|>", *sorted(ALPHABET), *(merge.replace(" ", "") for merge in merges)]
     meta = dict(zip(["llama." + key for key in SIZES + RATES], sizes)) | {
-        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.token_type": [3] + [1] * (len(tokens) - 1)}
+        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [3] + [1] * len(tokens[1:])}
     build(get, len(tokens), True, *sizes)
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(heads), len(meta)) + b"".join(
         [pack(key)[4:] + pack(x) for key, x in meta.items()] + heads)

@@ -1,0 +1,120 @@
+"""What every function does with its arguments: tests made of tables, for each part's own file.
+
+    test_batches = batches(case("attention_bias", attention_bias, "k:nk v:nv", Fraction), ...)
+    test_types = float_types(the same cases)
+    test_mistakes = refused(("k (2, 3), v (1, 3)", lambda: key_value_matrix(a(2, 3), a(1, 3))), ...)
+
+A case has a function and the shapes of its arguments without leading axes. Every argument marked ?
+is tried with all of the batch's leading axes and with each number of them left out (the first ones,
+as NumPy has it); = as many as the argument before it; ! always without any. A function on a batch is
+then the function on each of the batch's parts, put together: nothing may mix, skip or swap them.
+"""
+
+from fractions import Fraction
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
+from exact import assert_close, assert_exactly_equal, flat, fractions
+
+BATCHES = (), (1,), (2,), (2, 1), (2, 3), (3, 2), (2, 2, 3)
+# 2 and 3 are lengths of batches too, so that an axis in the wrong place would fit
+LENGTHS = dict(n=3, k=2, v=3, d=4, r=2, o=3, i=2, h=5, w=1, m=2, f=16)
+
+
+def a(*shape):
+    """Ones of this shape."""
+    return np.ones(shape)
+
+
+def case(name, function, spec, numbers=int):
+    return pytest.param(function, spec.split(), numbers, id=name)
+
+
+def whole(rng, numbers, *shape):
+    """Whole numbers from 1 to 9, so that no denominator vanishes: ints, Fractions or floats."""
+    entries = rng.integers(1, 10, shape)
+    return fractions(entries) if numbers is Fraction else entries.astype(
+        float if numbers is float else object)
+
+
+def leading_axes(batch, marks):
+    """Every way in which the arguments may have the leading axes of the batch."""
+    choices = [range(len(batch) + 1) if mark == "?" else [0] for mark in marks]
+    for left_out in product(*choices):
+        leading = []
+        for mark, n in zip(marks, left_out):
+            leading.append({"=": leading[-1] if leading else batch, "!": ()}.get(mark, batch[n:]))
+        yield leading
+
+
+def batches(*cases):
+    """The test that a function of a batch is the function of its parts."""
+    @pytest.mark.parametrize("function, spec, numbers", cases)
+    def test(function, spec, numbers):
+        rng = np.random.default_rng(0)
+        names, letters = zip(*(part.split(":") for part in spec))
+        cores = [tuple(LENGTHS[letter] for letter in core) for core in letters]
+        several = sum(name[-1] == "?" for name in names) > 2
+        for batch in BATCHES[:6 if several else None] if any(n[-1] != "!" for n in names) else [()]:
+            # one array for each number of leading axes, so that few parts differ and all are known
+            arrays = cache(lambda i, n: whole(rng, numbers, *batch[len(batch) - n:], *cores[i]))
+            on_part = cache(lambda *parts: flat(function(*(
+                arrays(i, n)[at] for i, (n, at) in enumerate(parts)))))
+            for leading in leading_axes(batch, [name[-1] for name in names]):
+                lengths = [len(axes) for axes in leading]
+                results = flat(function(*(arrays(i, n) for i, n in enumerate(lengths))))
+                for at in np.ndindex(batch):
+                    parts = on_part(*((n, at[len(batch) - n:]) for n in lengths))
+                    here = [result[at] for result in results]
+                    if numbers is not float:
+                        assert_exactly_equal(here, parts)
+                    else:
+                        assert_close(here, parts, ulps=500)
+    return test
+
+
+def float_types(*cases):
+    """The test that float32 and float64 stay what they are."""
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("function, spec, numbers", cases)
+    def test(function, spec, numbers, dtype):
+        rng = np.random.default_rng(0)
+        arrays = [rng.integers(1, 10, tuple(LENGTHS[letter] for letter in part.split(":")[1]))
+                  for part in spec]
+        results = flat(function(*(array.astype(dtype) for array in arrays)))
+        assert {result.dtype for result in results} == {np.dtype(dtype)}
+    return test
+
+
+def refused(*calls, errors=(ValueError, TypeError, IndexError)):
+    """The test that each call raises an error whose message has all the words, parted by "; "."""
+    @pytest.mark.parametrize("words, call", [
+        pytest.param(words, call, id=f"{i}, {words}") for i, (words, call) in enumerate(calls)])
+    def test(words, call):
+        with pytest.raises(errors) as raised:
+            call()
+        for word in words.split("; "):
+            assert word in str(raised.value)
+    return test
+
+
+def assert_apart(arrays, others=()):
+    """No two arrays share memory, none of them with any of the others, and all can be written to."""
+    for x, y in [*combinations(arrays, 2), *((x, y) for x in arrays for y in others)]:
+        assert not np.shares_memory(x, y)
+    assert all(x.flags.writeable for x in arrays)
+
+
+def assert_arguments_stay(function, *arguments):
+    """The function works on read-only arguments and returns nothing that shares memory with them."""
+    for x in flat(arguments):
+        x.setflags(write=False)
+    assert_apart(flat(function(*arguments)), flat(arguments))
+
+
+def layouts(x):
+    """The same array with other strides."""
+    return (np.repeat(x, 2, axis=-1)[..., ::2], x[..., ::-1].copy()[..., ::-1], np.asfortranarray(x))
