@@ -22,7 +22,8 @@ from linear_transformer import forward, softmax
 from pretrained.bpe import decode, encode
 from pretrained.decoding import continuation, sampler
 from pretrained.gpt2 import build, placed, read, tokenizer_of
-from pretrained.rules import RULES, apart, contexts, converted, random_features
+from pretrained.look import contexts
+from pretrained.rules import RULES, apart, converted, random_features
 
 
 def main(argv=None):

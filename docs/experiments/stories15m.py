@@ -88,6 +88,9 @@ def main(argv=None):
     for i, (context, rest) in enumerate(pairs):
         print(f"context {i + 1} of {len(pairs)}", end="\r", file=sys.stderr)
         expected = logits(model, [*context, *rest])[len(context):-1]
+        if not i:
+            for name, ids in ("in context", [*context, *rest[:3]]), ("dropped", rest[:3]):
+                print(f"{name:26}{decode(continuation(model, ids, n), tokens)!r}")
         answers = {"in context": expected, "dropped": logits(model, rest[:-1]),
                    "dropped, BOS kept": logits(model, [BOS, *rest[:-1]])[1:]}
         for name, answer in answers.items():
@@ -97,7 +100,7 @@ def main(argv=None):
             if m:
                 answer = logits(model, rest[:-1], biases)
                 found[name, m].append(measure(answer, expected, rest[1:]))
-            if m == 16 and not i:
+            if m == sizes[-1] // 2 and not i:
                 text = decode(continuation(model, rest[:3], n, biases), tokens)
                 print(f"{name:26}{text!r}")
     lengths = [len(context) for context, _ in pairs]

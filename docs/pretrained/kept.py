@@ -67,7 +67,7 @@ def ratio(gap, benefit, i):
     if len(gap) < 2 or not benefit.any():
         return "–"
     part = gap.sum() / benefit.sum()
-    error = np.std(gap - part * benefit, ddof=1) / len(gap) ** 0.5 / benefit.mean()
+    error = np.std(gap - part * benefit, ddof=1) / len(gap) ** 0.5 / abs(benefit.mean())
     return f"{100 * part:.2f} ± {100 * error:.2f}"
 
 
