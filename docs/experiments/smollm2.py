@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
-from pretrained.kept import SIZES, conversions, every_token, logits, measure, ratio, tables
+from pretrained.kept import (SIZES, all_rules, conversions, every_token, measure, ratio, tables)
+from iclca_ref import softmax_attend
+from linear_transformer import run_layers
 from pretrained import gguf
 from pretrained.bpe import decode, encode
 from pretrained.decoding import continuation
-from pretrained.rules import RULES, least_squares
+from pretrained.rules import least_squares
 from stories15m import patch
 
 BOS, TEXTS = 0, Path(__file__).with_name("smollm2_texts.txt")
@@ -53,10 +55,18 @@ def made_up_words(rng, count):
                   for _ in range(2)) for _ in range(count)]
 
 
-def rules_for(share):
+def rules_for(share, rng):
     """All rules; least squares also with rows for the heads that share keys, at equal storage."""
-    return {**RULES, f"{OURS}, by keys": lambda x, m: least_squares(x, share * m, share),
+    return {**all_rules(rng), f"{OURS}, by keys": lambda x, m: least_squares(x, share * m, share),
             f"{OURS}, by keys, m/{share}": lambda x, m: least_squares(x, m, share)}
+
+
+def answers(model, texts, places, biases=None):
+    """The logits of each text (n,) from its place on, all texts at once."""
+    longest = max(map(len, texts))
+    padded = np.array([[*text, *[BOS] * (longest - len(text))] for text in texts])
+    x = model.norm(run_layers(model, padded, biases, softmax_attend)[0])
+    return [x_i[place:len(text)] @ model.unembed for x_i, text, place in zip(x, texts, places)]
 
 
 def facts(model, tokenizer, texts, rng, rules, sizes):
@@ -68,11 +78,12 @@ def facts(model, tokenizer, texts, rng, rules, sizes):
         asked = [[encode(part, tokenizer) for part in question] for question in questions]
 
         def ask(key, front=(), biases=None):
-            for j, (prompt, fact, rest) in enumerate(asked):
-                said, at = [*fact, *rest], len(front) + len(prompt) - 1
-                answer = logits(model, [*front, *prompt, *said[:-1]], biases)[at:].astype(float)
+            found_now = answers(model, [[*front, *p, *f, *r[:-1]] for p, f, r in asked],
+                                [len(front) + len(p) - 1 for p, _, _ in asked], biases)
+            for j, (answer, (_, fact, rest)) in enumerate(zip(found_now, asked)):
                 right[j] = answer if key[0] == "in context" else right[j]
-                rows[key].append(measure(answer, right[j], said))
+                rows[key].append(measure(*(x.astype(float) for x in (answer, right[j])),
+                                         [*fact, *rest]))
                 named[key].append((answer[:len(fact)].argmax(axis=-1) == fact).all())
 
         right = [None] * len(asked)
@@ -103,10 +114,9 @@ def facts(model, tokenizer, texts, rng, rules, sizes):
 def answers_right(model, tokenizer, queries, biases=None, front=()):
     """Which of the queries (word, answer) the model answers with the answer's first token."""
     ids = [[*front, *encode(f"{word} ->", tokenizer)] for word, _ in queries]
-    padded = np.array([row + [BOS] * (max(map(len, ids)) - len(row)) for row in ids])
-    answer = logits(model, padded, biases).argmax(axis=-1)
-    return [answer[i, len(row) - 1] == encode(" " + word, tokenizer)[0]
-            for i, (row, (_, word)) in enumerate(zip(ids, queries))]
+    firsts = [encode(" " + answer, tokenizer)[0] for _, answer in queries]
+    logits = np.concatenate(answers(model, ids, [len(text) - 1 for text in ids], biases))
+    return logits.argmax(axis=-1) == firsts
 
 
 def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=24):
@@ -174,10 +184,10 @@ def main(argv=None):
         texts = [(text[:60], questions) for text, questions in texts[:2]]
         tasks = {"capitals": [(word, word) for word, _ in tasks["capitals"]]}
     share = len(model.layers[0].w_q) // kv_heads
-    rules = rules_for(share)
+    rules = rules_for(share, rng)
     facts(model, tokenizer, texts, rng, rules, SIZES[:2] if quick else SIZES)
     tasks["made-up words"] = made_up_words(rng, 200)
-    for name in "last kept", f"{OURS}, by keys, m/{share}":
+    for name in "last kept", "first and last kept", f"{OURS}, by keys, m/{share}", WIDER:
         del rules[name]
     few_shot(model, tokenizer, tasks, rng, rules, **(
         dict(sizes=(2,), draws=2, shots=4) if quick else dict(sizes=(2, 4, 8, 16), draws=3)))

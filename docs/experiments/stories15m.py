@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
 from iclca_ref import implicit_weight_update, softmax_attend
-from pretrained.kept import SIZES, conversions, logits, measure, tables
+from pretrained.kept import SIZES, all_rules, conversions, logits, measure, tables
 from linear_transformer import block
 from pretrained.decoding import continuation, sampler
 from pretrained.llama2c import decode, encode, read_model, read_tokens, write_tiny
@@ -95,7 +95,8 @@ def main(argv=None):
                    "dropped, BOS kept": logits(model, [BOS, *rest[:-1]])[1:]}
         for name, answer in answers.items():
             found[name, 0].append(measure(answer, expected, rest[1:]))
-        for name, m, biases, taken in conversions(model, context, rng, sizes=sizes):
+        for name, m, biases, taken in conversions(
+                model, context, rng, all_rules(rng), sizes):
             seconds[name].append(taken)
             if m:
                 answer = logits(model, rest[:-1], biases)

@@ -44,17 +44,22 @@ def measure(answer, expected, targets):
     return -q[np.arange(len(targets)), targets].mean(), kl, apart(answer, expected)
 
 
-def conversions(model, context, rng, rules=RULES, sizes=SIZES, bos=1):
-    """(name, m, biases, seconds) of a context (m,) for every rule and size, random features last.
+def all_rules(rng):
+    """RULES, and random features: 32 m of them, because few are worth nothing."""
+    return {**RULES, WIDER: lambda layers, m: random_features(layers, 32 * m, rng)}
+
+
+def conversions(model, context, rng, rules, sizes=SIZES, bos=1):
+    """(name, m, biases, seconds) of a context (m,) for every rule and size.
 
     The second reading leaves out BOS, which draws attention wherever it stands. The first yield is
-    ("self-study and second reading", 0, None, seconds).
+    ("self-study and reading", 0, None, seconds).
     """
     start = time.perf_counter()
     study = self_study(model, context, rng)
     layers = contexts(model, context, study, [t for t in context if t != bos])
     yield "self-study and reading", 0, None, time.perf_counter() - start
-    for name, rule in {**rules, WIDER: lambda x, m: random_features(x, 32 * m, rng)}.items():
+    for name, rule in rules.items():
         for m in sizes:
             start = time.perf_counter()
             biases = converted(rule(layers, m))

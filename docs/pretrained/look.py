@@ -17,6 +17,7 @@ class Context(NamedTuple):
     w_o: np.ndarray        # (heads, d_v, d_model)
     attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
     weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
+    plans: dict            # what `least_squares` has found out for all m
 
 
 def caches(model, tokens):
@@ -53,5 +54,5 @@ def contexts(model, tokens, *after, reader=None):
     """
     cached = caches(model, tokens)
     seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
-    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)))
+    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)), {})
             for qkv, layer, *batches in zip(cached, model.layers, *seen)]

@@ -46,19 +46,24 @@ def pursuit(gram, target):
     return np.stack(order, axis=-1), np.stack(gains, axis=-1)
 
 
-def least_squares(layers, m, share=1):
-    """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
-    plans, tokens = [], layers[0].k.shape[-2]
-    for c in layers:
-        A = (c.attention * c.weight).astype(float).reshape(-1, share * len(c.weight), tokens)
+def planned(c, share):
+    """The attention A (groups, n, m) of heads that share keys, and `pursuit` for each group."""
+    if share not in c.plans:
+        A = (c.attention * c.weight).astype(float).reshape(-1, share * len(c.weight), c.k.shape[-2])
         w = c.w_o.astype(float).swapaxes(1, 2).reshape(len(A), -1, c.v.shape[-1])
         V, gram = c.v[::share] @ np.linalg.qr(w, mode="r").mT, A.mT @ A    # VVᵀ = v W_O W_Oᵀ vᵀ
-        plans.append((c, A, *pursuit(gram, gram @ V)))
+        c.plans[share] = A, *pursuit(gram, gram @ V)
+    return c.plans[share]
+
+
+def least_squares(layers, m, share=1):
+    """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
+    plans, tokens = [planned(c, share) for c in layers], layers[0].k.shape[-2]
     gains = np.concatenate([np.minimum.accumulate(gain, axis=-1) for *_, gain in plans])
     gains[:, 0] = np.inf
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
-    return [fitted(c, A, order, n, share) for (c, A, order, _), n in zip(plans, budgets)]
+    return [fitted(c, A, order, n, share) for c, (A, order, _), n in zip(layers, plans, budgets)]
 
 
 def fitted(c, A, order, budget, share):
@@ -82,7 +87,7 @@ def attention_matching(c, m):
     """Zweiger et al. 2026 (2602.16284), with as many rows in every head.
 
     Tokens by matching pursuit on what the context as a whole is given, A 1; weights by nonnegative
-    least squares on that (100 updates after each token); values by least squares on the output.
+    least squares on that (30 updates after each token); values by least squares on the output.
     """
     A, heads = c.attention.astype(float), np.arange(len(c.k))[:, None]
     gram, rows, w = A.mT @ A, np.zeros((len(A), 0), int), np.zeros((len(A), 0))
@@ -93,7 +98,7 @@ def attention_matching(c, m):
         rows = np.concatenate([rows, left.argmax(axis=-1)[:, None]], axis=-1)
         w = np.insert(w, w.shape[-1], 1, axis=-1)
         kept = gram[heads[..., None], rows[..., None], rows[:, None]]
-        for _ in range(100):
+        for _ in range(30):
             w = w * mass[heads, rows] / ((kept @ w[..., None])[..., 0] + TINY)
     w = np.maximum(w, 1e-6)
     of_rows = np.take_along_axis(A, rows[:, None], axis=-1) * w[:, None]
