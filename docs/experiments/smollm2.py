@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
-from pretrained.kept import (SIZES, all_rules, conversions, every_token, measure, ratio, tables)
 from iclca_ref import softmax_attend
 from linear_transformer import run_layers
 from pretrained import gguf
 from pretrained.bpe import decode, encode
 from pretrained.decoding import continuation
+from pretrained.kept import (SIZES, WIDER, all_rules, conversions, every_token, measure, ratio,
+                             tables)
 from pretrained.rules import least_squares
 from stories15m import patch
 

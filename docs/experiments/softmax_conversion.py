@@ -57,7 +57,8 @@ def landmarks(layers, m):
             rows = np.append(rows, nearest.argmax(axis=-1)[:, None], axis=-1)
         nearest = np.take_along_axis(apart_from, rows[:, None], axis=-1).argmin(axis=-1)
         e = np.eye(m, dtype=k.dtype)[nearest].mT
-        made.append((np.take_along_axis(k, rows[..., None], axis=-2), Bias(e @ c.v, e.sum(axis=-1))))
+        z = np.take_along_axis(k, rows[..., None], axis=-2)
+        made.append((z, Bias(e @ c.v, e.sum(axis=-1))))
     return made
 
 

@@ -64,7 +64,7 @@ def main(argv=None):
     parser.add_argument("folder", nargs="?", metavar="FOLDER", type=Path)
     parser.add_argument("--prompt", default="Tom liked to", metavar="TEXT", help="to continue")
     parser.add_argument("--generate", type=int, default=30, metavar="N", help="tokens to add (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the contexts; 5: those to choose by")
+    parser.add_argument("--seed", type=int, default=0, help="of the contexts; 5: to choose by")
     parser.add_argument("--quick", action="store_true", help="the tiny random model, 2 contexts")
     arguments = parser.parse_args(argv)
     quick, rng = arguments.quick or not arguments.folder, np.random.default_rng(arguments.seed)
@@ -105,7 +105,8 @@ def main(argv=None):
                 text = decode(continuation(model, rest[:3], n, biases), tokens)
                 print(f"{name:26}{text!r}")
     lengths = [len(context) for context, _ in pairs]
-    print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, {SCORED} after each")
+    print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, "
+          f"{SCORED} after each")
     tables(found, seconds, sizes)
     patch(exact, *pairs[0])
     return 0
