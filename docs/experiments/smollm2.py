@@ -99,9 +99,9 @@ def facts(model, tokenizer, texts, rng, rules, sizes):
             if m == 8:
                 show[f"{name}, 8"] = asked[0][0], biases
         if i < 3:
-            print(f"\n{questions[0][0].strip()!r}, after {text[:50]!r}...")
+            print(f"\n{questions[0][0].strip()!r}, after {text[:30]!r}...")
             for name, (ids, biases) in show.items():
-                print(f"{name:32}{decode(continuation(model, ids, 16, biases), tokenizer)!r}")
+                print(f"goes on, {name:32}{decode(continuation(model, ids, 16, biases), tokenizer)!r}")
         for key, measured in rows.items():
             found[key].append(np.mean(measured, axis=0))
     print(f"\n{len(texts)} texts, {len(named['in context', 0])} questions")

@@ -83,6 +83,11 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"stories15m.py: {error}", file=sys.stderr)
         return 2
+
+    def show(name, ids, biases=None):
+        text = decode(continuation(model, ids, n, biases), tokens)
+        print(f"goes on, {name:22}{text!r}")
+
     found, seconds, sizes = defaultdict(list), defaultdict(list), (4, 8) if quick else SIZES
     pairs = stories(model, rng, *((6, 20) if quick else (24,)))[:2 if quick else None]
     for i, (context, rest) in enumerate(pairs):
@@ -90,7 +95,7 @@ def main(argv=None):
         expected = logits(model, [*context, *rest])[len(context):-1]
         if not i:
             for name, ids in ("in context", [*context, *rest[:3]]), ("dropped", rest[:3]):
-                print(f"{name:26}{decode(continuation(model, ids, n), tokens)!r}")
+                show(name, ids)
         answers = {"in context": expected, "dropped": logits(model, rest[:-1]),
                    "dropped, BOS kept": logits(model, [BOS, *rest[:-1]])[1:]}
         for name, answer in answers.items():
@@ -102,8 +107,7 @@ def main(argv=None):
                 answer = logits(model, rest[:-1], biases)
                 found[name, m].append(measure(answer, expected, rest[1:]))
             if m == sizes[-1] // 2 and not i:
-                text = decode(continuation(model, rest[:3], n, biases), tokens)
-                print(f"{name:26}{text!r}")
+                show(name, rest[:3], biases)
     lengths = [len(context) for context, _ in pairs]
     print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, "
           f"{SCORED} after each")
