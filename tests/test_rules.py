@@ -36,11 +36,8 @@ def test_the_attention_that_a_context_gets_is_the_attention_in_the_whole_text():
         seen.append(softmax(np.where(np.tri(len(TEXT)), q @ k.mT / 8**0.5, -np.inf)))
         return seen[-1] @ v, None
 
-    def norm(x):
-        streams.append(x[M:])
-        return MODEL.norm(x)
-
-    forward(MODEL._replace(norm=norm), TEXT, attend=attend)
+    forward(MODEL._replace(norm=lambda x: streams.append(x[M:]) or MODEL.norm(x)), TEXT,
+            attend=attend)
     for i, c in enumerate(contexts(MODEL, CONTEXT, REST)):
         np.testing.assert_allclose(c.attention, seen[i][:, M:, :M], atol=1e-12)
         weight = 1 / np.linalg.norm(streams[2 * i], axis=-1, keepdims=True) / len(REST) ** 0.5
