@@ -1,10 +1,9 @@
 """ICLCA §5 and §6.4 in small: how well a softmax transformer's context converts, by features.
 
-Random softmax transformers (4 layers, 4 heads of width 16, float32; residual branches of full size,
-so that the context matters), 64 context tokens and 16 prompt tokens; sharpness is the standard
-deviation of the first layer's scores. The paper's random features; and the context's m most
-attended keys, kept as they are, with the others merged into the nearest, and with the best bias for
-these rows (`fitted_bias`), as 64 other tokens attend to them.
+Random models (4 layers, 4 heads of width 16, branches of full size so that the context matters), 64
+context and 16 prompt tokens; sharpness: the deviation of the first scores. The paper's random
+features; the context's m most attended keys kept as they are, with the others merged into the
+nearest, and with the best bias for these rows (`fitted_bias`), as 64 other tokens attend to them.
 
     python docs/experiments/softmax_conversion.py [--quick]
 """
@@ -20,9 +19,8 @@ def softmax_transformer(rng, sharpness):
     """A random softmax transformer whose first scores have this standard deviation."""
     model = lt.random_transformer(rng, 100, HEADS * D, LAYERS, HEADS, dtype=np.float32)
     s, b = sharpness ** 0.5, (2 * LAYERS) ** 0.5
-    return model._replace(phi=lt.identity, layers=tuple(
-        layer._replace(w_q=s * layer.w_q, w_k=s * layer.w_k, w_o=b * layer.w_o, w_2=b * layer.w_2)
-        for layer in model.layers))
+    return model._replace(phi=lt.identity, layers=[x._replace(
+        w_q=s * x.w_q, w_k=s * x.w_k, w_o=b * x.w_o, w_2=b * x.w_2) for x in model.layers])
 
 
 def read(q, k, v, _, rope, normalize):
@@ -58,12 +56,12 @@ def main(argv=None):
             for kind, sizes in dict(dropped=1, random=6, kept=4, merged=4, fitted=4).items():
                 biases = [[converted(kind, m, rng, *x) for x in layers] for m in SIZES[:sizes]]
                 logits = [lt.forward(model, text[M:], b, softmax_attend)[0] for b in biases]
-                found.setdefault(kind, []).append([
-                    np.linalg.norm(x - expected) / np.linalg.norm(expected) for x in logits])
+                off = np.linalg.norm(logits - expected, axis=(1, 2)) / np.linalg.norm(expected)
+                found.setdefault(kind, []).append(off)
         for kind, errors in found.items():
             cells = zip(np.mean(errors, axis=0), np.std(errors, axis=0) / models ** 0.5)
-            print(f"{sharpness:>9}  {kind:<8}" + "".join(
-                f"{f'{e:.3f}±{s:.3f}' if e > 5e-4 else f'{e:.0e}':>12}" for e, s in cells))
+            cells = (f"{e:.3f}±{s:.3f}" if e > 5e-4 else f"{e:.0e}" for e, s in cells)
+            print(f"{sharpness:>9}  {kind:<8}" + "".join(map("{:>12}".format, cells)), flush=True)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def models(rng, flops, lengths, repeat):
     print("\n4 layers of width 256, texts × tokens: share of the matrix product")
     for shape in (8, 256), (24, 5), (64, 1), (1, 1):
         best = 2 * size * np.prod(shape) / flops     # two operations for each weight and token
-        found, = seconds(5 * repeat, partial(lt.forward, model, rng.integers(0, 1000, shape)))
+        found, = seconds(repeat, partial(lt.forward, model, rng.integers(0, 1000, shape)))
         print(f"{shape[0]:>8} ×{shape[1]:>4}{best / found:>12.2f}")
     prompt = rng.integers(0, 1000, 16)
     print("\na prompt of 16 tokens after a context, time / prompt alone\n"

@@ -14,7 +14,7 @@ FAULTS = {   # what each makes of run(t, s), t (batch, n) the tokens, s the stat
     "offset wrong by one": lambda run, t, s: run(t, s and [b.turned(TURN, -1) for b in s]),
     "normalizer lost": lambda run, t, s: run(t, s and [b._replace(d=0 * b.d) for b in s]),
     "window forgotten": lambda run, t, s: run(abs(np.diff(t, prepend=49)), s),
-    "half precision": lambda run, t, s: run(t, s and [Bias(*map(np.half, b)) for b in s]),
+    "float16": lambda run, t, s: run(t, s and [Bias(*(np.half(x) + 0 * x for x in b)) for b in s]),
     "rows mixed": lambda run, t, s: run(t, s and [Bias(*map(np.flipud, b)) for b in s]),
     "wiped in place": lambda run, t, s: (run(t, s), [b.kv.fill(0) for b in s or []])[0],
 }
