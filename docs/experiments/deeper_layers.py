@@ -89,14 +89,14 @@ def main(argv=None):
     quick = command_line(__doc__, quick="K up to 3, few tasks, no training").parse_args(argv).quick
     rng = np.random.default_rng(0)
     tuning, test = tasks(rng, 200 if quick else 2_000), tasks(rng, 1_000 if quick else 10_000)
-    print(f"{'K':>2}{'GD':>15}{'eta':>6}{'GD++':>16}{'eta':>7}{'gamma':>8}{'condition':>10}")
+    print(f"{'K':>2}{'GD':>15}{'eta':>6}{'GD++':>16}{'eta':>7}{'gamma':>8}{'condition':>11}")
     gd, plus = [1.5], [1.5, 0.01]
     for layers in range(1, 4 if quick else 11):
         gd, plus = tune(layers, tuning, gd), tune(layers, tuning, plus)
         x = after(layers - 1, test, *plus)[0][..., :D]
         print(f"{layers:>2}{average(losses(layers, test, *gd)):>15}{gd[0]:>6.2f}"
               f"{average(losses(layers, test, *plus)):>16}{plus[0]:>7.2f}{plus[1]:>8.4f}"
-              f"{np.median(np.linalg.cond(x) ** 2):>10,.0f}", flush=True)
+              f"{np.median(np.linalg.cond(x) ** 2):>11,.0f}", flush=True)
     if not quick:
         context, query, answer = test
         found = loss_and_gradients(*train(rng, 2, 6_000), 2, np.hstack([context, query]), answer)[0]

@@ -46,7 +46,7 @@ def converted(kind, m, rng, k, v, attention):
 def main(argv=None):
     models = 2 if command_line(__doc__, quick="2 models, not 20").parse_args(argv).quick else 20
     print(f"error of the logits, mean of {models} models ± standard error; {M} + {N} tokens\n")
-    print("sharpness  features" + "".join(f"{f'm = {m}':>12}" for m in SIZES))
+    print("sharpness  features" + "".join(f"{f'm = {m}':>13}" for m in SIZES))
     for sharpness in 0.25, 0.8, 3.0:
         rng, found = np.random.default_rng(0), {}
         for _ in range(models):
@@ -61,7 +61,7 @@ def main(argv=None):
         for kind, errors in found.items():
             cells = zip(np.mean(errors, axis=0), np.std(errors, axis=0) / models ** 0.5)
             cells = (f"{e:.3f}±{s:.3f}" if e > 5e-4 else f"{e:.0e}" for e, s in cells)
-            print(f"{sharpness:>9}  {kind:<8}" + "".join(map("{:>12}".format, cells)), flush=True)
+            print(f"{sharpness:>9}  {kind:<8}" + "".join(map("{:>13}".format, cells)), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,16 +44,16 @@ def main(argv=None):
     parser.add_argument("--largest", action="store_true",
                         help="also 1.98 billion parameters, in float32 (8 GB, minutes)")
     options = parser.parse_args(argv)
-    print(f"{'parameters':>13}{'d_model':>8}{'layers':>7}{'prompts':>8}"
-          f"{'float32':>15}{'paper':>9}{'float64':>15}{'dropped':>9}")
+    print(f"{'parameters':>13}{'d_model':>9}{'layers':>8}{'prompts':>9}"
+          f"{'float32':>16}{'paper':>9}{'float64':>16}{'dropped':>9}")
     for *sizes, prompts, paper in SIZES[:1 if options.quick else 5 if options.largest else 4]:
         prompts, cells = 10 if options.quick else prompts, []
         for dtype in (np.float32, np.float64)[:2 if sizes[1] <= 1024 else 1]:
             size, errors = measure(*sizes, prompts, dtype)
             mean, deviation = errors.mean(axis=0), errors.std(axis=0) / prompts ** 0.5
             cells += [f"{mean[0]:.1e} ±{deviation[0]:.0e}"]
-        print(f"{size:>13,}{sizes[1]:>8}{sizes[2]:>7}{prompts:>8}{cells[0]:>15}{paper:>9}"
-              f"{''.join(cells[1:]):>15}{mean[1]:>9.2f}", flush=True)
+        print(f"{size:>13,}{sizes[1]:>9}{sizes[2]:>8}{prompts:>9}{cells[0]:>16}{paper:>9}"
+              f"{''.join(cells[1:]):>16}{mean[1]:>9.2f}", flush=True)
 
 
 if __name__ == "__main__":
