@@ -118,7 +118,7 @@ def saved(arrays):
     known = list(dict.fromkeys(split_words(" ".join(words)))) == words
     if not known or not 1 <= length <= arrays["kv_0"].shape[1]:
         raise ValueError("--save does not write such words or such a length")
-    model = affordable(*arrays["kv_0"].shape[::-1])
+    model = affordable(len(words), *arrays["kv_0"].shape[1::-1])
     return model, checked(arrays, model), words, length
 
 
@@ -195,8 +195,8 @@ def demonstration(ask):
         f" has read {name}. It is a lookup that votes: each word that it has read gets a vote for "
         f"every one of the {n_gram} words before it (--n-gram) that stands at the same distance "
         f"from the end of the prompt. Algorithm 1 has made biases of the text, {numbers:,} numbers "
-        f"({8 * numbers / 1e3:,.0f} kB), and the text is not needed any more. The model's sizes fix how "
-        "many numbers: this is no compression of the text.", 79) + "\n" + GLOSSARY
+        f"({8 * numbers / 1e3:,.0f} kB), and the text is not needed any more. The model's sizes fix"
+        " how many numbers: this is no compression of the text.", 79) + "\n" + GLOSSARY
     for prompt in prompts:
         yield from compared(model, biases, words, text, prompt, ask.generate)
     yield "\nWhat the context has become, the last layer's b_KV (_ is any one word):"
