@@ -104,13 +104,10 @@ def test_of_equal_votes_the_first_token_wins_in_context_and_converted(rng, dtype
         assert found.tolist() == expected[m + 10:]
 
 
-def test_the_model_has_the_widths_that_its_description_says_and_sizes_below_one_are_refused():
-    copy, look_up = ([w.shape for w in layer[:4]] for layer in induction_transformer(5, 19).layers)
-    assert copy == [(2, 21, 20), (2, 21, 20), (2, 21, 5), (2, 5, 21)]
-    assert look_up == [(1, 21, 10), (1, 21, 10), (1, 21, 5), (1, 5, 21)]
-    for sizes in (0, 5, 1), (5, 0, 1), (5, 5, 0):
-        with pytest.raises(ValueError, match="at least 1"):
-            induction_transformer(*sizes)
+@pytest.mark.parametrize("sizes", [(0, 5, 1), (5, 0, 1), (5, 5, 0)])
+def test_sizes_below_one_are_refused(sizes):
+    with pytest.raises(ValueError, match="at least 1"):
+        induction_transformer(*sizes)
 
 
 # ---- Words and the command line ------------------------------------------------------------------
@@ -118,8 +115,7 @@ def test_the_model_has_the_widths_that_its_description_says_and_sizes_below_one_
 @pytest.mark.parametrize("text, words", [
     ("Don't stop -- it's Ada-Lou's, isn't it?", "Don't|stop|--|it's|Ada-Lou's|,|isn't|it|?"),
     ("क्षि नमस्ते। தமிழ் மொழி می\u200cخواهم", "क्षि|नमस्ते|।|தமிழ்|மொழி|می\u200cخواهم"),
-    ("e\u0301lan x\u0323\u0301y \u2764\ufe0f!", "élan|x\u0323\u0301y|\u2764\ufe0f|!"),
-    ("a\x1b[2Jb\0", "a|[|2Jb")])
+    ("e\u0301lan x\u0323\u0301 \u2764\ufe0f! a\x1b[2\0", "élan|x\u0323\u0301|\u2764\ufe0f|!|a|[|2")])
 def test_words_keep_their_marks_and_lose_control_characters(text, words):
     assert split_words(text) == words.split("|")
 
@@ -131,8 +127,7 @@ def test_words_joined_by_spaces_are_split_again_into_the_same_words(text):
     assert "".join(words) == nothing_lost
 
 
-def run(*arguments):
-    """Exit code, output and errors of the command line."""
+def run(*arguments):  # exit code, output and errors
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -164,9 +159,8 @@ def test_the_default_run_says_the_same_words_with_the_text_and_converted():
 
 
 @pytest.mark.parametrize("text, arguments, lines", [
-    ("Beautiful is better than ugly.\nExplicit is better than implicit.\nErrors should never pass.",
-     "--prompt|Errors should|--generate|3",
-     ["  converted, without the text   never pass.",
+    ("Explicit is better than implicit. Flat is better than nested.", "--prompt|Flat|--generate|3",
+     ["  converted, without the text   is better than",
       '  after "better"           comes "than" (2)', '  after "is" _             comes "than"']),
     ("a b a b a c", "--n-gram|1", ['  after "a"                comes "b" (2), "c" (1)']),
     (" ".join(f"w{i}" for i in range(24)), "--max-words|20",
@@ -210,8 +204,7 @@ def test_after_loading_context_and_prompt_stay_within_what_the_model_is_exact_fo
 @pytest.mark.parametrize("changes", [
     dict(words=one), dict(words=np.array("Ada")), dict(words=np.array(["a b"])), dict(d_0=nan),
     dict(words=two[:0]), dict(words=np.array([*"aab"])), dict(words=np.array(["a"])),
-    dict(length=np.array(0)), dict(length=np.array(10**9)), dict(length=two), dict(kv_0=two),
-    dict(kv_1=one), dict(kv_0=np.ones((10**5, 1, 1)))])
+    dict(length=np.array(0)), dict(length=two), dict(kv_0=two), dict(kv_0=np.ones((10**5, 1, 1)))])
 def test_load_refuses_what_save_has_not_written(tmp_path, changes):
     path = (text := write(tmp_path, "a b a c")).with_name("b.npz")
     assert run(text, "--save", path)[0] == run("--load", path, "--prompt", "a")[0] == 0
@@ -232,46 +225,40 @@ def test_a_file_that_is_no_text_gets_one_line_and_exit_code_2(tmp_path, content)
     ("--prompt|ada", 'the text has no word "ada"; close to it: Ada, day, and\n'),
     ("--prompt|", "a prompt needs at least one word\n"), ("--prompt=--|t", "cannot be --|No such"),
     ("--save|.", ". is not an ordinary file\n"), ("--save|no/b", "No such file.*no.b"),
-    ("--load|no.npz|--prompt|a", "No such file"), ("--n-gram|x", "--n-gram: invalid"),
-    ("--n-gram|1000000", "GB, and 2 are allowed"), ("--generate|1000000", "GB, and 2 are allowed"),
-    ("--n-gram|0", "must be from 1 to 1,000,000\n"), ("--generate|-1", "must be from 0 to"),
+    ("--load|no|--prompt|a", "No such file"), ("--n-gram|1000000", "GB, and 2 are allowed"),
+    ("--n-gram|0", "from 1 to 1,000,000\n"), ("--generate|-1", "must be from 0 to"),
     ("", "a file needs a name\n"), ("--load|a", "--load needs a --prompt: the text is gone"),
     ("--load|a|--save|b", "not allowed"), ("file|--load|a", "--load answers without the text")])
 def test_a_mistake_gets_a_line_in_words_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, output, errors = run(*arguments.split("|"))
-    assert code == 2 and output == "" and re.search(message, errors)
+    assert code == 2 and re.search(message, errors) and output == "" and not os.listdir(tmp_path)
     assert errors.splitlines()[-1].startswith("text_to_weights.py: ")
     assert errors.count("\n") == 1 or errors.startswith("usage: ")
-    assert not list(tmp_path.iterdir())
 
 
-options = st.tuples(
-    st.sampled_from(["--generate", "--n-gram", "--max-words", "--prompt", "--load"]),
-    st.sampled_from([*"-2 0 1 3 999999 1e3 -- no/such . a\0b Ada qqq é \ud800".split(" "),
-                     "", "9" * 5000, "Ada feeds the \U0001f600 owl ."]))
+words = ("--generate --n-gram --max-words --prompt --prompt=-- --load --save=no/such --save=. -2 0 "
+         "3 999999 1e3 -- no/such . a\0b Ada qqq é \ud800  " + "9" * 5000).split(" ")
 
 
-@given(st.lists(options | options.map(lambda pair: ("=".join(pair),))
-                | st.sampled_from([("--save", "no/such"), ("--save", ".")])
-                | st.tuples(st.text(max_size=3)), max_size=4))
-def test_any_arguments_are_answered_or_refused_in_words(lists):
-    code, output, errors = run(*(argument for one in lists for argument in one))
+@given(st.lists(st.sampled_from(words) | st.text(max_size=2), max_size=5))
+def test_any_arguments_are_answered_or_refused_in_words(arguments):
+    code, output, errors = run(*arguments)
     assert code == 0 and output and not errors or code == 2 and errors
 
 
 def test_long_work_is_announced_after_the_prompts_were_read(monkeypatch, tmp_path):
     monkeypatch.setattr(text_to_weights, "iclca", Mock(side_effect=MemoryError))
     assert run() == (2, "", "text_to_weights.py: not enough memory\n")
-    announced = "... reading 501 words of text.txt, 1 of them different\n"
-    assert run(write(tmp_path, "a " * 501))[2].startswith(announced)
+    assert run(write(tmp_path, "a " * 501))[2].startswith("... reading 501 words of text.txt, 1 ")
     assert "no word" in run("--prompt", "Ada", "--prompt", "qqq")[2]
 
 
 @posix
 @pytest.mark.parametrize("command, code, errors", [
     ("$0 | true", 141, b""), ("$0 --help | true", 141, b""), ("$0 >&-", 0, b""),
-    ("PYTHONIOENCODING=ascii $0", 0, b""), ("$0 > /dev/full", 2, b"No space left on device\n")])
+    ("PYTHONIOENCODING=ascii $0", 0, b"")] + [("$0 > /dev/full", 2, b"No space left on device\n")]
+    * os.path.exists("/dev/full"))
 def test_an_output_that_breaks_off_or_lacks_letters_needs_no_traceback(command, code, errors):
     command = "set -o pipefail; " + command.replace("$0", f"'{sys.executable}' '{SCRIPT}'")
     done = subprocess.run(["bash", "-c", command], capture_output=True)
@@ -283,8 +270,8 @@ def test_an_output_that_breaks_off_or_lacks_letters_needs_no_traceback(command, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_script_quietly_and_nothing_half_written_stays(tmp_path, number):
     (tmp_path / "b").write_text("old")
-    code = ("import os, runpy, sys, numpy; sys.argv[:] = sys.argv[1:]; "
-            f"sys.path[0] = '{SCRIPT.parent}'; numpy.savez = lambda *_, **__: os.kill(os.getpid(), {number:d}); "
+    code = (f"import os, runpy, sys, numpy; sys.path[0] = {str(SCRIPT.parent)!r}; del sys.argv[0]; "
+            f"numpy.savez = lambda *_, **__: os.kill(os.getpid(), {number:d}); "
             "runpy.run_path(sys.argv[0], run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code, SCRIPT, "--save", tmp_path / "b"],
                           capture_output=True)
@@ -294,20 +281,18 @@ def test_a_signal_ends_the_script_quietly_and_nothing_half_written_stays(tmp_pat
 
 # ---- Biases in files -----------------------------------------------------------------------------
 
-def assert_same(loaded, saved):
-    for new, old in zip(loaded, saved, strict=True):
-        np.testing.assert_array_equal(new.kv, old.kv, strict=True)
-        np.testing.assert_array_equal(new.d, old.d, strict=True)
+def bits(biases):
+    return [(a.dtype, a.shape, a.tobytes()) for arrays in biases for a in arrays]
 
 
 @pytest.mark.parametrize("saved", [biases, [Bias(one[:, :0], two)], [
     Bias(np.full((5, 4, 2, 3), i, float), np.full((5, 4, 2), -i, float)) for i in range(12)]])
 def test_saved_biases_come_back_the_same_to_the_bit(tmp_path, saved):
     save_biases(tmp_path / "b", saved, words=["a", "é"])
-    assert_same(load_biases(tmp_path / "b", model if saved is biases else None), saved)
+    assert bits(load_biases(tmp_path / "b", model if saved is biases else None)) == bits(saved)
     assert load(tmp_path / "b", dict)["words"].tolist() == ["a", "é"]
     np.savez(tmp_path / "b.npz", kv_0=one.T, d_0=one[0])  # what NumPy itself has saved
-    assert_same(load_biases(tmp_path / "b.npz"), [Bias(one.T, one[0])])
+    assert bits(load_biases(tmp_path / "b.npz")) == bits([Bias(one.T, one[0])])
 
 
 @pytest.mark.parametrize("changes", [dict(n_layers=1), dict(n_layers=3), dict(n_heads=1),
@@ -320,9 +305,9 @@ def test_biases_of_another_model_are_refused(tmp_path, changes):
 
 @pytest.mark.parametrize("saved, more", [
     ([], {}), (None, {}), ([None], {}), ([(one,)], {}), (Bias(one, two), {}), (biases[0], {}),
-    ([Bias(one, one[0])], {}), ([Bias(two, one[0, 0])], {}), ([Bias(one, nan)], {}),
-    ([Bias(one * np.inf, two)], {}), ([Bias(one.astype(int), two.astype(int))], {}),
-    ([Bias(one, np.float32(two))], {}), ([Bias(np.float16(one), np.float16(two))], {}),
+    ([Bias(one, one[0])], {}), ([Bias(two, one[0, 0])], {}), ([Bias(one * np.inf, two)], {}),
+    ([Bias(one, nan)], {}), ([Bias(one, np.float32(two))], {}), ([Bias(one > 0, two > 0)], {}),
+    ([Bias(np.float16(one), np.float16(two))], {}), ([Bias(one.astype(int), two.astype(int))], {}),
     ([Bias(fractions([[1]]), fractions([1]))], {}), (biases, {"words": np.array([None])}),
     (biases, {"kv_0": one}), (biases, {"d_7": two}), (biases, {"a" * 70_000: two}),
     (biases, {"a/b.npy": two}), (biases, {"allow_pickle": two}), (biases, {"file": two})])
@@ -362,25 +347,18 @@ def test_what_is_no_npz_or_says_wrong_things_of_itself_is_refused(tmp_path, cont
         load_biases(tmp_path / "b")
 
 
-places = st.floats(0, 1, exclude_max=True)
-
-
-@given(places, places, st.binary(max_size=9), st.lists(st.tuples(places, st.integers(0, 7))))
-def test_a_damaged_file_is_refused_or_nothing_in_it_has_changed(tmp_path_factory, a, b, new, bits):
+@given(st.lists(st.floats(0, 1, exclude_max=True), max_size=2), st.binary(max_size=9),
+       st.lists(st.integers(0, 10**6), max_size=3))
+def test_a_damaged_file_is_refused_or_nothing_in_it_has_changed(tmp_path_factory, cut, new, flips):
     path = tmp_path_factory.getbasetemp() / "b.npz"
     save_biases(path, biases, words=["Ada", "feeds"])
-    arrays, data = load(path, dict), path.read_bytes()
-    if len(bits) > 2:
-        data = data[:int(a * len(data))] + new + data[int(b * len(data)):]
-    data = bytearray(data)
-    for place, bit in bits[:3]:
-        data[int(place * len(data))] ^= 1 << bit
-    path.write_bytes(data)
+    before, data = bits([(arrays := load(path, dict)).values()]), bytearray(path.read_bytes())
+    for flip in flips:
+        data[flip // 8 % len(data)] ^= 1 << flip % 8
+    start, end = [int(place * len(data)) for place in cut] if cut[1:] else (len(data), len(data))
+    path.write_bytes(data[:start] + new + data[end:])
     with contextlib.suppress(ValueError):
-        loaded = load(path, dict)
-        assert loaded.keys() == arrays.keys()
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(loaded[name], array, strict=True)
+        assert [*(loaded := load(path, dict))] == [*arrays] and bits([loaded.values()]) == before
 
 
 @pytest.mark.parametrize("module, name, error", [
@@ -417,6 +395,6 @@ def test_two_savers_at_once_leave_no_damaged_file_to_a_reader(tmp_path):
     with ThreadPoolExecutor(2) as savers:
         save_biases(tmp_path / "b", biases)
         for saved in [savers.submit(save_biases, tmp_path / "b", biases) for _ in range(20)]:
-            assert_same(load_biases(tmp_path / "b"), biases)
+            assert bits(load_biases(tmp_path / "b")) == bits(biases)
             saved.result()
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
