@@ -252,4 +252,4 @@ if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head ends it
     sys.stdout and sys.stdout.reconfigure(errors="replace")
-    os._exit(main())  # all is flushed; a second try on a full disk would complain
+    sys.exit(main())

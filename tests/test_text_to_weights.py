@@ -115,7 +115,7 @@ def test_sizes_below_one_are_refused(sizes):
 @pytest.mark.parametrize("text, words", [
     ("Don't stop -- it's Ada-Lou's, isn't it?", "Don't|stop|--|it's|Ada-Lou's|,|isn't|it|?"),
     ("क्षि नमस्ते। தமிழ் மொழி می\u200cخواهم", "क्षि|नमस्ते|।|தமிழ்|மொழி|می\u200cخواهم"),
-    ("e\u0301lan x\u0323\u0301 \u2764\ufe0f! a\x1b[2\0", "élan|x\u0323\u0301|\u2764\ufe0f|!|a|[|2")])
+    ("e\u0301lan x\u0323\u0301 \u2764\ufe0f a\x1b[2\0", "élan|x\u0323\u0301|\u2764\ufe0f|a|[|2")])
 def test_words_keep_their_marks_and_lose_control_characters(text, words):
     assert split_words(text) == words.split("|")
 
@@ -188,7 +188,7 @@ def test_saved_and_loaded_without_the_text_the_answers_and_the_table_are_the_sam
     os.link(text, tmp_path / "same")
     assert "--save would overwrite FILE" in run(text, "--save", tmp_path / "same")[2]
     code, after, _ = run("--load", saved, *asked)
-    assert code == 0 and answers(after) == answers(before) and len(answers(after)) == 2
+    assert code == 0 and answers(after) == answers(before) and "in context" not in after
     assert after.split("What the context has become")[1].strip() in before
 
 
@@ -309,7 +309,7 @@ def test_biases_of_another_model_are_refused(tmp_path, changes):
     ([Bias(one, nan)], {}), ([Bias(one, np.float32(two))], {}), ([Bias(one > 0, two > 0)], {}),
     ([Bias(np.float16(one), np.float16(two))], {}), ([Bias(one.astype(int), two.astype(int))], {}),
     ([Bias(fractions([[1]]), fractions([1]))], {}), (biases, {"words": np.array([None])}),
-    (biases, {"kv_0": one}), (biases, {"d_7": two}), (biases, {"a" * 70_000: two}),
+    (biases, {"kv_0": biases[1].kv}), (biases, {"d_7": two}), (biases, {"a" * 70_000: two}),
     (biases, {"a/b.npy": two}), (biases, {"allow_pickle": two}), (biases, {"file": two})])
 def test_what_cannot_be_loaded_is_not_saved(tmp_path, saved, more):
     with pytest.raises((TypeError, ValueError)):
@@ -335,11 +335,11 @@ def zipped(*members, names=("kv_0.npy", "d_0.npy"), method=zipfile.ZIP_STORED):
     (zipped(b"junk"), "magic"), (zipped(b""), "magic|EOF"), (zipped(npy()[:12]), "EOF"),
     (zipped(npy(descr="|O")), "Object arrays"), (zipped(npy(shape="((((")), ""),
     (zipped(npy(shape=(10**12,))), ""), (zipped(npy(shape=(10**30, 0))), ""),
-    (zipped(npy(shape=(10**12,), descr="<U0")), ""), (zipped(npy(shape=(-1, -2))), ""),
+    (zipped(npy(shape=(10**12,), descr="<U0")), "larger|llocate"), (zipped(npy(shape=(-1, 2))), ""),
     (zipped(npy(), npy(), names=("kv_0.npy", "kv_0")), "damaged"),
     (zipped(bytes(10**6), method=zipfile.ZIP_DEFLATED), "compressed"),
-    (zipped(), "layers need"), (zipped(npy(one)), "layers need"),
-    (zipped(npy(one), npy(), names=("kv_1.npy", "d_1.npy")), "layers need"),
+    (zipped(npy(one), npy()).replace(b"(2,", b"(0,"), "damaged"), (zipped(), "layers need"),
+    (zipped(npy(one)), "layers need"), (zipped(npy(one), npy(), names=("kv_1", "d_1")), "need"),
     (zipped(npy(one), npy(one[0])), "no Bias"), (zipped(npy(one), npy(nan)), "not finite")])
 def test_what_is_no_npz_or_says_wrong_things_of_itself_is_refused(tmp_path, content, why):
     (tmp_path / "b").write_bytes(content)
