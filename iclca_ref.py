@@ -15,16 +15,17 @@ examples by ICLCA *is* a gradient step. With rotary positions and a normalizer t
 `attention_bias` is that sum, and `iclca` applies it layer by layer (Algorithm 1). Then come the
 one law behind every linear recurrence; the dual form, in which the sum is a trained weight; layers
 that descend a gradient; the rank-one patch, exact for any attention but one query at a time; and
-softmax attention, approximately. Symbols are those of linear_transformer.py, and
+softmax attention, approximately. Arithmetic, types and errors are as in linear_transformer.py, and
+so are the symbols, with
 
     W0, W          regression weights (d_out, d_in), applied to rows as X @ W.T
     X, Y, E, x     training inputs (n, d_in), targets and error signals (n, d_out), test inputs
     eta, gamma     learning rate; how far GD++ moves the inputs
     A, B           one step of a linear recurrence, s ↦ A s + B
 
-Arithmetic, types and shapes are refused as there. Chen et al., ICML 2024 (arXiv 2406.02847); Dai et
-al. 2022 (2212.10559); Irie et al. 2022; Aizerman et al. 1964; von Oswald et al., ICML 2023
-(2212.07677); Dherin et al. 2025 (2507.16003). "Review": ICL-VS-FT's summary of the dual form.
+Chen et al., ICML 2024 (arXiv 2406.02847); Dai et al. 2022 (2212.10559); Irie et al. 2022; Aizerman
+et al. 1964; von Oswald et al., ICML 2023 (2212.07677); Dherin et al. 2025 (2507.16003). "Review":
+the summary of the dual form that docs/paper_map.md describes.
 """
 
 from typing import NamedTuple
@@ -40,8 +41,7 @@ from linear_transformer import (Bias, _divide, check_shapes, chunked_attention, 
 def key_value_matrix(k, v):
     """The Key-Value matrix Σ_j φ(k_j) v_jᵀ: k (..., m, d_k), v (..., m, d_v) to (..., d_k, d_v).
 
-    Tokens in front of a prompt change this, and the normalizer's sum Σ_j φ(k_j), but never its
-    queries. Source: Definition 3.4, Eq 6.
+    Tokens in front change this and the normalizer's sum alone. Source: Definition 3.4, Eq 6.
     """
     check_shapes("k:mk v:mv", k, v)
     return k.mT @ v
@@ -77,8 +77,8 @@ def iclca(model, tokens, biases=None):
     """Algorithm 1: send the context through the layers once, and at each apply Theorem 4.5.
 
     For every prompt, forward(model, prompt, iclca(model, tokens)) equals forward(model, tokens +
-    prompt) on the prompt's rows. `biases` are those of contexts converted before: conversions
-    compose, and leaving the result out undoes them. tokens (..., m), m = 0 included. Source: §4.5.
+    prompt) on the prompt's rows. tokens (..., m), m ≥ 0; `biases` are those of contexts converted
+    before: conversions compose, and leaving the result out undoes them. Source: §4.5.
     """
     def update_and_pass_on(q, k, v, bias, rope, normalize):
         o, _ = chunked_attention(q, k, v, bias, rope, normalize)   # the tokens go on with o
@@ -109,10 +109,10 @@ def linear_recurrence(q, A, B, state):
         momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I], [−θ k kᵀ, η I]],
                                                  θ [k vᵀ; k vᵀ]
 
-    Rotation is R_{−1} at every position because the state is seen from the token that reads it: it
-    turns one place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix in
-    training, one step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k),
-    B (..., n, d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and the last state.
+    Rotation is R_{−1} at every position, as the state is seen from the token that reads it: it turns
+    one place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix trained
+    by a step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k), B (..., n,
+    d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and the last state.
     """
     check_shapes("q:nk A:nkk B:nkv state?:kv", q, A, B, state)
     state = np.array(np.broadcast_to(state, (*B.shape[:-3], *B.shape[-2:])))
@@ -149,28 +149,25 @@ def context_map(A, B):
 def parallel_scan(A, B):
     """The maps of all prefixes at once: entry i is the `context_map` of the first i + 1 tokens.
 
-    ⌈log₂ m⌉ rounds, each for all tokens together; in round r each map is composed with the one
-    2^r places before it. That is m log₂ m compositions; a loop needs m, one after the other. A (...,
-    m, d_k, d_k) and B (..., m, d_k, d_v) give two arrays of their shapes. Source: Hillis and
-    Steele 1986; Martin and Cundy 2018.
+    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: about m
+    log₂ m compositions, where a loop needs m, one after the other. A (..., m, d_k, d_k), B (..., m,
+    d_k, d_v) give two arrays of their shapes. Source: Hillis and Steele 1986.
     """
     check_shapes("A:mkk B:mkv", A, B)
-    step = 1
-    while step < A.shape[-3]:
+    for step in (2 ** r for r in range((A.shape[-3] - 1).bit_length())):
         later, earlier = ([X[..., cut, :, :] for X in (A, B)] for cut in np.s_[step:, :-step])
         A, B = (np.concatenate([X[..., :step, :, :], new], axis=-3)
                 for X, new in zip((A, B), compose(later, earlier)))
-        step = 2 * step
     return np.array(A), np.array(B)
 
 
 # ---- The dual form: training as attention, attention as training --------------------------------
 
 def lin_attn(V, K, q):
-    """Linear attention without a normalizer, Σ_i v_i (k_i·q): (V Kᵀ) q in the review (columns).
+    """Linear attention without a normalizer, Σ_i v_i (k_i·q): V Kᵀ q in the review (columns).
 
-    V (..., n, d_v), K (..., n, d_k); q is one query (d_k,) for all, or rows (..., r, d_k) for which
-    K and V may leave their leading axes out. Source: review Eq 1.
+    V (..., n, d_v), K (..., n, d_k); q is one query (d_k,) for all, or rows (..., r, d_k) of which
+    K and V may lack the leading axes. Source: review Eq 1.
 
     >>> lin_attn(V=np.array([[1, 0], [0, 1]]), K=np.array([[1, 2], [3, 4]]), q=np.array([1, 1]))
     array([3, 7])
@@ -191,8 +188,8 @@ def weight_update(E, X):
 def dual_form(W0, E, X, x):
     """A trained linear layer (W₀ + ΔW) x as attention to its data: W₀ x + LinAttn(E, X, x).
 
-    The values are the error signals e_i, the keys the training inputs x_i, the query the test
-    input x, as for `lin_attn`. Source: review Eq 4; Irie et al. for a whole run.
+    Values are the error signals e_i, keys the training inputs x_i, and the query, as in `lin_attn`,
+    the test input x. Source: review Eq 4; Irie et al. for a whole run.
     """
     check_shapes("E:no X:ni W0?:oi", E, X, W0)
     return x @ W0.mT + lin_attn(E, X, x)
@@ -203,10 +200,10 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=lambda F, Y: (F - Y) / len
 
         E_t = −η · gradient(X W_{t−1}ᵀ, Y),    W_t = W_{t−1} + E_tᵀ X
 
-    W0 (d_out, d_in), X (n, d_in), Y (n, d_out). E (steps·n, d_out) has the error signals of all
-    steps, X_seen (steps·n, d_in) the input that met each, so that dual_form(W0, E, X_seen, x) is
-    the trained layer at any x. `gradient` is the loss's at the outputs F (n, d_out), by default
-    that of 1/(2n) Σ ‖W x_i − y_i‖². Source: review Eq 2-4; von Oswald Eq 2-3.
+    W0 (d_out, d_in), X (n, d_in), Y (n, d_out); E (steps·n, d_out) has every step's error signals,
+    X_seen (steps·n, d_in) the inputs that met them: dual_form(W0, E, X_seen, x) is the trained layer
+    at x. `gradient` is the loss's at the outputs F (n, d_out), by default that of 1/(2n) Σ ‖W x_i −
+    y_i‖². Source: review Eq 2-4; von Oswald Eq 2-3.
     """
     check_shapes("W0:oi X:ni Y:no", W0, X, Y)
     if W0.ndim != 2 or not len(X) or steps < 0:
@@ -224,18 +221,15 @@ def kernel_prediction(alpha, X, x, kernel):
     alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in), none of them empty; kernel takes two
     vectors (d_in,) and returns a number. Source: Aizerman et al. 1964.
     """
-    check_shapes("X:ni alpha:n" if np.ndim(alpha) == 1 else "X:ni alpha:no", X, alpha)
-    if X.ndim != 2 or x.shape[-1:] != X.shape[-1:]:
-        raise ValueError(f"X must be (n, d_in) and x (..., d_in), got X {X.shape} and x {x.shape}")
+    check_shapes("x:ri X?:ni alpha?:" + "no"[:alpha.ndim], x.reshape(-1, x.shape[-1]), X, alpha)
     return np.vectorize(kernel, signature="(i),(i)->()")(X, x[..., None, :]) @ alpha
 
 
 def icl_weight_update(context, w_k, w_v):
     """Dai et al.'s ΔW_ICL = Σ_i W_V x'_i ⊗ W_K x'_i: demonstrations as a weight update.
 
-    context (..., m, d), w_k (d, d_k), w_v (d, d_v), the paper's transposed, to (..., d_v, d_k).
-    With W_ZSL, the same sum over the query tokens, relaxed attention over both is (W_ZSL +
-    ΔW_ICL) q. Source: Dai et al. §3.
+    context (..., m, d), w_k (d, d_k), w_v (d, d_v), the paper's transposed, to (..., d_v, d_k). With
+    W_ZSL, the sum over the query tokens, relaxed attention is (W_ZSL + ΔW_ICL) q. Source: Dai §3.
     """
     check_shapes("context:md w_k?:dk w_v?:dv", context, w_k, w_v)
     return weight_update(context @ w_v, context @ w_k)
@@ -299,9 +293,8 @@ def gd_plus_plus_weights(w0, eta, gamma, n):
 
         W_V = [[I, 0], [W₀, −I]],    P = diag(−γ I, (η/n) I)
 
-    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack such layers
-    with W₀ = 0 only: else the next compares its W₀ x, at an x that has moved, with a query of the
-    old one. Source: App A.10, Eq 23.
+    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack them with W₀ =
+    0 only: else the next one's W₀ x is that of an x that has moved. Source: App A.10, Eq 23.
     """
     w_k = _blocks(w0, [[1, 0], [0, 0]])
     w_v = _blocks(w0, [[1, 0], [1, -1]])
@@ -316,9 +309,8 @@ def alternating_tokens(x, y):
     check_shapes("x:ni y:no", x, y)
     if x.ndim != 2:
         raise ValueError(f"x must be (n, d_in), one context, got {x.shape}")
-    n, d = len(x), x.shape[1] + y.shape[1]
-    pairs = np.stack([np.hstack([x, 0 * y]), np.hstack([0 * x, y])], axis=1)
-    return np.hstack([pairs.reshape(2 * n, d), np.eye(2 * n, dtype=pairs.dtype)])
+    first, second = np.eye(2, dtype=x.dtype)[..., None]
+    return np.hstack([np.kron(x, first), np.kron(y, second), np.eye(2 * len(x), dtype=x.dtype)])
 
 
 def pairing_weights(n_x, n_y, n, dtype=np.float64):
@@ -326,8 +318,8 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
 
         W_Q = [0, 0, I],    W_K = [0, 0, S],    W_V = [0, I, 0],    P = W_Vᵀ,    S e_{t+1} = e_t
 
-    On `alternating_tokens` the odd rows become (x_j, y_j, e_{2j−1}): the tokens that `gd_weights`
-    needs. n_x, n_y: the widths of x and y. Source: Prop 3, App A.5.
+    On `alternating_tokens`, of widths n_x and n_y, the odd rows become (x_j, y_j, e_{2j−1}), which
+    `gd_weights` needs. Source: Prop 3, App A.5.
     """
     width = n_x + n_y + 2 * n
     w_q = np.eye(2 * n, width, k=n_x + n_y, dtype=dtype)
@@ -341,33 +333,31 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
 def implicit_weight_update(w, z, z_in_context):
     """ΔW = W (z_C − z) zᵀ / ‖z‖²: the patch of a weight W by which input z answers as z_C would.
 
-    (W + ΔW) z = W z_C, so an MLP after any attention gives without the context what it gives with
-    it, if z and z_C are its inputs without and with the context. Of rank at most one, and the
-    smallest such ΔW in Frobenius norm. It depends on the query token, which ICLCA's biases do not.
-    w (..., d_out, d), z and z_in_context (..., d). Source: Dherin et al. 2025.
+    (W + ΔW) z = W z_C: an MLP after any attention, with inputs z without and z_C with the context,
+    gives without it what it gives with it. Of rank at most one, and the smallest such ΔW in
+    Frobenius norm. It depends on the query token, which ICLCA's biases do not. w (..., d_out, d), z
+    and z_in_context (..., d). Source: Dherin et al. 2025.
     """
     check_shapes("z:d z_in_context:d w?:od", z, z_in_context, w)
     z_row, change = z[..., None, :], (z_in_context - z)[..., :, None]
     square = z_row @ z_row.mT
     if (square == 0).any():
-        raise ValueError(f"z·z is 0 for z {z.shape}: no weight times 0 is anything but 0 (if z is "
-                         "only tiny, multiply z and z_in_context by one number: ΔW is the same)")
+        raise ValueError(f"z·z is 0 for z {z.shape}: multiply both z by one number, or z itself is 0")
     return w @ change @ z_row / square
 
 
 # ---- Softmax attention, approximately (ICLAA) ---------------------------------------------------
-# exp(q·k) is a product of infinitely many features. With finitely many the context, and only the
-# context, is approximated. Features see q and k divided by d_k^(1/4), so that q·k is the score, and
-# are given by their logarithms, since exp(q·k) overflows and its logarithm does not. Eq 18 with two
-# feature maps, b_KV = Σ_j ψ(k_j) v_jᵀ and b_D = Σ_j ψ(k_j), has them all: random features take the
-# queries' own map, ψ = φ; with φ_a(q) = exp(z_a·q), one feature for each kept key z_a, the bias is
-# a compacted key-value cache, and ψ(k_j) says how token j is shared out among the kept ones.
+# exp(q·k) has infinitely many features. With finitely many the context, and it alone, becomes b_KV =
+# Σ_j ψ(k_j) v_jᵀ, b_D = Σ_j ψ(k_j), read by φ(q): Eq 18 with two maps. Random features take ψ = φ.
+# With φ_a(q) = exp(z_a·q), a feature for each kept key z_a, it is a compacted key-value cache, and
+# ψ(k_j) says how token j is shared out among the kept ones. Features see q and k divided by
+# d_k^(1/4), so that q·k is the score, and are given by their logarithms, which do not overflow.
 
 def log_random_features(x, projection):
     """log φ(x) = W x − ‖x‖²/2 − ½ log m: Performer's features, E[φ(q)·φ(k)] = exp(q·k) over W.
 
-    x (..., n, d), projection W (m, d) of independent normals, or orthogonal ones as long as those;
-    result (..., n, m). Source: §5; Choromanski et al. 2021, Lemma 1.
+    x (..., n, d), projection W (m, d) of independent normals give (..., n, m). Source: §5;
+    Choromanski et al. 2021, Lemma 1.
     """
     check_shapes("x:nd projection?:md", x, projection)
     m = projection.shape[-2] or 1
@@ -389,10 +379,9 @@ def fitted_bias(attention, v, rows):
         b_KV = E v,    b_D = E 1,    E ≥ 0 minimizes ‖A_R E − A‖,    e_j = the unit vector if j in R
 
     attention A (..., n, m) is how n queries that may come attend to the m tokens, A_R its columns
-    at `rows` R (..., r), all different; v (..., m, d_v). Exact if all rows are kept, for any query.
-    E by 100 updates E ← E ∘ (A_Rᵀ A) / (A_Rᵀ A_R E), which never increase the error (Lee and Seung
-    2001). Returns Bias (..., r, d_v), (..., r) for `softmax_attention_with_bias`. Source: ours; the
-    form is that of Attention Matching (Zweiger et al. 2026, 2602.16284).
+    at `rows` R (..., r), all different; v (..., m, d_v). Exact for any query if all rows are kept. E
+    by 100 updates E ← E ∘ (A_Rᵀ A) / (A_Rᵀ A_R E), which never increase the error (Lee and Seung
+    2001). Source: ours; the form of the bias: Attention Matching, Zweiger et al. 2026 (2602.16284).
     """
     check_shapes("attention:nm v:mv rows?:r", attention, v, rows)
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)
@@ -426,8 +415,7 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
         o_i = (Σ_{j≤i} e^{q_i·k_j} v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} e^{q_i·k_j} + φ(q_i)ᵀ b_D)
 
     with q·k / √d_k for q·k. Nothing overflows: feature a is one more token, of score log φ_a(q) +
-    log b_D,a and value b_KV,a / b_D,a, and softmax does the rest. q, k (..., n, d_k), v (..., n,
-    d_v). ValueError where b_D is negative, or 0 and b_KV is not. Source: §5, Eq 17.
+    log b_D,a and value b_KV,a / b_D,a, and softmax does the rest. Source: §5, Eq 17.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
@@ -454,10 +442,10 @@ def iclaa(model, tokens, convert):
     """Algorithm 1 for a softmax transformer, approximately: a (Bias, log_features) for each layer.
 
     forward(model, prompt, iclaa(model, tokens, convert), softmax_attend) approximates the logits
-    with the context in front; model.phi must be `identity`. convert(k, v) makes one layer's pair
-    of the context's keys and values (heads, m, ...), such as (softmax_bias(k, v, f), f) with f =
-    partial(log_random_features, projection=W). As in Theorem 4.5 the context's keys are turned to
-    the places 1−M ... 0, which only relative positions allow (Assumption 4.3). Source: §5, App D.
+    with the context in front; model.phi must be `identity`. convert(k, v) makes the pair of one
+    layer's keys and values (heads, m, ...), such as (softmax_bias(k, v, f), f) with f = partial(
+    log_random_features, projection=W). As in Theorem 4.5 the context's keys are turned to the
+    places 1−M ... 0, which relative positions allow (Assumption 4.3). Source: §5, App D.
     """
     def attend(q, k, v, _, rope, normalize):
         o, _ = softmax_attend(q, k, v, None, rope)

@@ -7,8 +7,8 @@ a product of features, φ(q)·φ(k), and then the sum over earlier tokens is tak
 
 so a layer remembers all that it has read in one matrix s and one vector z. This file holds that
 attention in three forms (token by token, all at once, in chunks) and the transformer around it.
-The recurrence may start from any state: such a start is a `Bias`, and iclca_ref.py computes the
-Bias that stands for a whole context. A model is data and functions, without hidden state.
+The recurrence may start from any state, a `Bias`; iclca_ref.py computes the Bias that stands for a
+whole context. A model is data and functions, without hidden state.
 
 Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
@@ -17,16 +17,16 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
     q, k, v        queries and keys after the feature map (..., n, d_k), values (..., n, d_v)
     phi            the feature map φ
     theta          rotary frequencies (d_k/2,), in radians per token
-    rope           from positions (n,), counted from 1, negative ones too, to (cos, sin) (n, d_k/2):
-                   None, or a function such as partial(rope, theta=theta)
-    R_i            the rotation by rope(i): pairs of features turn by the angles i·theta
+    rope           None, or a function such as partial(rope, theta=theta) from positions (n,),
+                   counted from 1, negative ones too, to the (cos, sin) (n, d_k/2) of R_1, R_2, ...
+    R_i            the rotation at position i: pairs of features turn by the angles i·theta
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
 Arithmetic comes from the input, by NumPy's own promotion: float32 gives float32 (an np.float64
 scalar makes it float64, Python's numbers do not), object arrays of Fractions or any exact ring the
-same, a field where something is divided, so no ints in them. Integers must be wide enough for the
-sums; bool, unsigned and float16, whose sums are silently wrong, are a TypeError. Shapes that do not
-fit raise ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+same: a field where something is divided, so no ints. Arrays of bool, unsigned numbers and float16,
+whose sums go wrong silently, are a TypeError; shapes that do not fit are a ValueError with the
+shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -38,8 +38,8 @@ import numpy as np
 def check_shapes(spec, *arrays):
     """Raise ValueError unless the arrays have the shapes of `spec`, such as "q:nk k:nk v:nv".
 
-    Every letter is one length. The axes before them, heads and batches, are the same for all; an
-    array whose name has a ? may leave some or all of them out, and then serves the whole batch.
+    Every letter is one length. The axes before them, heads and batches, are the same for all; where
+    a name has a ? the first of them may be left out, and the array serves the whole batch.
     """
     named, lengths = [(*part.split(":"), a) for part, a in zip(spec.split(), arrays)], {}
     for name, _, a in named:
@@ -105,8 +105,7 @@ def rope_frequencies(d, base=10_000.0):
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    Angles are float64: in float32 one is off by 0.0005 at 10,000. The result has theta's floating
-    type, float64 for whole numbers.
+    Angles are float64, as in float32 one is off by 0.0005 at 10,000; the result has theta's type.
 
     >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
     array([ 1., -1.])
@@ -137,10 +136,9 @@ def rotate(x, cos, sin):
 def rotate_at(x, rope, positions):
     """R_i x_i for each row x_i of x (..., n, d) and its position i; x itself without `rope`."""
     try:
-        turn = None if rope is None else rope(positions)
+        return x if rope is None else rotate(x, *rope(positions))
     except TypeError as error:
-        raise TypeError("rope must be a function of positions: partial(rope, theta=...)") from error
-    return x if turn is None else rotate(x, *turn)
+        raise TypeError(f"rope must be a function of positions, partial(rope, theta=...): {error}")
 
 
 # ---- Linear attention: one function in three forms ----------------------------------------------
@@ -148,9 +146,8 @@ def rotate_at(x, rope, positions):
 class Bias(NamedTuple):
     """The state of linear attention, and what a context becomes: the paper's b_KV and b_D.
 
-    kv (..., d_k, d_v) and d (..., d_k), in the frame just before position 1: the token that comes
-    next has position 1 (Theorem 4.5). Leading axes may be left out: then one Bias serves a batch.
-    Not what ALiBi or T5 call an attention bias, which is added to the scores.
+    kv (..., d_k, d_v) and d (..., d_k), seen from where the next token has position 1 (Theorem
+    4.5); without leading axes one serves a batch. Not ALiBi's bias, which is added to the scores.
     """
 
     kv: np.ndarray
@@ -172,11 +169,7 @@ class Bias(NamedTuple):
 
 
 def _divide(o, normalizer):
-    """o_i / normalizer_i for every token: o (..., n, d_v), normalizer (..., n, 1).
-
-    With features of both signs it may also cancel to nearly 0, and then the quotient has as few
-    right digits as the normalizer: that is not detected.
-    """
+    """o_i / normalizer_i: (..., n, d_v), (..., n, 1). That it cancels to nearly 0 is not detected."""
     if (normalizer == 0).any():
         raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0: take positive features, or none")
     return o / normalizer
@@ -190,8 +183,8 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
 
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None;
     without `rope` R_i = 1; with normalize=False the denominator is 1, else 0 is a ValueError.
-    Returns o (..., n, d_v) and the state after the last token in the frame of the next one,
-    Bias(R_{−n} s_n, z_n). Source: §7, Eq 19, with D₁, D₂ of Def 3.2.
+    Returns o (..., n, d_v) and the state, seen from the next token: Bias(R_{−n} s_n, z_n). Source:
+    §7, Eq 19, with D₁, D₂ of Def 3.2.
 
     >>> one = np.ones((3, 1))
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()   # running mean
@@ -292,10 +285,9 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
     """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)), MLP(h) = act(h W_1) W_2.
 
     GPT-J's block (model.parallel) adds attention and MLP to the same x. x (..., n, d_model);
-    `bias` is what the attention starts from; `attend` is any form of attention. Returns x after
-    the layer and the attention's state. Everything but `attend` acts on each token alone, which is
-    why a context can reach the tokens after it through the Bias only (Definition 3.4, §4.5,
-    Appendix D).
+    `bias` is what the attention starts from, `attend` any form of it. Returns x after the layer and
+    the state. All but `attend` acts on each token alone, which is why a context can reach the
+    tokens after it through the Bias only (Definition 3.4, §4.5, Appendix D).
     """
     check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd", x, *layer[:4])
     check_shapes("x:nd w_1?:df w_2?:gd", x.reshape(-1, x.shape[-1]), layer.w_1, layer.w_2)
@@ -347,16 +339,14 @@ def forward(model, tokens, biases=None, attend=chunked_attention):
 
 
 def generate(model, tokens, n, biases=None):
-    """Greedy decoding: the n tokens (n,) that continue `tokens` (m,), one step per new token.
+    """Greedy decoding: the n tokens (n,) of the largest logits, one by one, after `tokens` (m,).
 
-    Each is the one of the largest logit, the first among equals. Errors are those of `forward`;
-    ValueError too for logits that are not finite, and if m + n − 1 tokens, all that are read, are
-    more than model.max_length, which knows nothing of those that became `biases`.
+    The first among equals wins; logits that are not finite are a ValueError, and so are more tokens
+    to be read, m + n − 1, than model.max_length, which does not know of those that became `biases`.
     """
     x, biases = _embed_tokens(model, tokens, biases)
     if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
-        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0, and m + n − 1 ≤ {model.max_length}, "
-                         f"the model's max_length: got {np.shape(tokens)} and n = {n}")
+        raise ValueError(f"tokens {x.shape[:-1]}, {n = }: need (m,), 1 ≤ m ≤ {model.max_length} + 1 − n")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
@@ -370,13 +360,11 @@ def generate(model, tokens, n, biases=None):
 def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, dtype=np.float64):
     """A model with independent normal weights of variance 1 / fan-in, elu + 1 features, and RoPE.
 
-    The matrices that write to the residual stream are divided by √(2·n_layers), as in GPT-2, so
-    that it does not grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0
-    for no MLPs.
+    What writes to the residual stream is divided by √(2·n_layers), as in GPT-2, so that it does not
+    grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0 for no MLPs.
     """
     if n_layers < 0 or n_heads < 1 or d_model % (2 * n_heads):
-        raise ValueError(f"n_layers = {n_layers} must be 0 or more, and n_heads = {n_heads} divide "
-                         f"d_model = {d_model} into even widths")
+        raise ValueError(f"{n_layers = } must be ≥ 0, {n_heads = } ≥ 1, {d_model = } / n_heads even")
     d_ff, d_k, depth = 4 * d_model if d_ff is None else d_ff, d_model // n_heads, 2 * n_layers
 
     def weights(fan_in, *shape):

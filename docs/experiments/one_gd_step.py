@@ -5,19 +5,12 @@ from small random W_Q, W_K, W_V, P and is trained with Adam, by gradients writte
 batches of fresh tasks; the loss is the mean of (prediction − y)² at a new x. Beside it stands the
 step from W₀ = 0 with the learning rate that is best for it.
 
-    python docs/experiments/one_gd_step.py [--quick]
+    python docs/experiments/one_gd_step.py [--quick] [--seed 0]
 """
-
-import argparse
-import sys
-from pathlib import Path
-
+from functools import partial
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from icl_vs_finetuning import cosine
+from common import at_least, command_line, start
 from iclca_ref import LSA, gd_weights, lsa
-
 N, D = 10, 10
 
 
@@ -41,33 +34,27 @@ def gradients(weights, context, query, answer):
     is minus the y-part. The rest is the chain rule.
     """
     w_q, w_k, w_v, p = weights
-    e = query[:, 0]
-    G = context.swapaxes(1, 2) @ context
+    e, G = query[:, 0], context.mT @ context
     q = e @ w_q.T                              # W_Q e
     u = q @ w_k                                # W_Kᵀ q
     g = (G @ u[..., None])[..., 0]             # G u
     s = g @ w_v.T                              # W_V g
-    d_o = np.zeros_like(e)
-    d_o[:, D] = -2 * (predict(weights, context, query) - answer) / len(e)
+    d_o = np.outer(predict(weights, context, query) - answer, np.eye(D + 1)[D] * -2 / len(e))
     d_s = d_o @ p
-    d_g = d_s @ w_v
-    d_u = (G @ d_g[..., None])[..., 0]
-    d_q = d_u @ w_k.T
-    return LSA(w_q=d_q.T @ e, w_k=q.T @ d_u, w_v=d_s.T @ g, p=d_o.T @ s)
+    d_u = (G @ (d_s @ w_v)[..., None])[..., 0]
+    return LSA(w_q=(d_u @ w_k.T).T @ e, w_k=q.T @ d_u, w_v=d_s.T @ g, p=d_o.T @ s)
 
 
 def train(rng, steps, batch, rate=0.01, b1=0.9, b2=0.99):
     """Adam, with a learning rate that falls to 0 as a quarter of a cosine."""
-    weights = LSA(*rng.normal(0, 0.1, (4, D + 1, D + 1)))
-    m = v = LSA(0, 0, 0, 0)
+    weights = rng.normal(0, 0.1, (4, D + 1, D + 1))
+    m = v = np.zeros_like(weights)
     for t in range(1, steps + 1):
-        g = gradients(weights, *tasks(rng, batch))
-        m = LSA(*(b1 * a + (1 - b1) * b for a, b in zip(m, g)))
-        v = LSA(*(b2 * a + (1 - b2) * b * b for a, b in zip(v, g)))
+        g = np.array(gradients(LSA(*weights), *tasks(rng, batch)))
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         now = rate * np.cos(np.pi / 2 * (t - 1) / steps)
-        weights = LSA(*(w - now * (a / (1 - b1**t)) / (np.sqrt(b / (1 - b2**t)) + 1e-8)
-                        for w, a, b in zip(weights, m, v)))
-    return weights
+        weights = weights - now * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+    return LSA(*weights)
 
 
 def best_rate(context, query, answer):
@@ -84,52 +71,48 @@ def sensitivities(weights, context):
 
 def picture(matrix):
     """A matrix in block characters, darker for larger entries, with - in front of negative ones."""
-    scale = abs(matrix).max()
-    shade = np.rint(abs(matrix) / scale * 4).astype(int)
-    return ["".join((" -"[int(a < 0 and s > 0)] + " ░▒▓█"[s]) for a, s in zip(*row))
-            for row in zip(matrix, shade)]
+    shades = np.rint(abs(matrix) / abs(matrix).max() * 4).astype(int) * np.where(matrix < 0, -1, 1)
+    return ["".join(" -"[int(s < 0)] + " ░▒▓█"[abs(s)] for s in row) for row in shades]
+
+
+def average(x):
+    """The mean over the tasks, and its standard error."""
+    return f"{x.mean():.4f} ± {x.std() / len(x) ** 0.5:.1g}"
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="300 steps instead of 5,000")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
-    arguments = parser.parse_args(argv)
-    rng = np.random.default_rng(arguments.seed)
-    steps, batch, tests = (300, 256, 5_000) if arguments.quick else (5_000, 512, 50_000)
+    parser = command_line(__doc__, quick="300 steps instead of 5,000")
+    parser.add_argument("--seed", type=partial(at_least, 0), default=0, help="default 0")
+    options = parser.parse_args(argv)
+    rng = np.random.default_rng(options.seed)
+    steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
     weights = train(rng, steps, batch)
     test = context, query, answer = tasks(rng, tests)
     eta = best_rate(*test)
     step = gd_weights(np.zeros((1, D)), eta, N)
-
-    trained, descended = predict(weights, context, query), predict(step, context, query)
-    s_trained, s_step = sensitivities(weights, context), sensitivities(step, context)
-    losses = [np.mean((p - answer) ** 2) for p in (trained, descended)]
-    # Only products are determined. The y-row of P W_V reads off the targets, −η/N times if W_Kᵀ W_Q
-    # is scaled to 1.
-    products = weights.w_k.T @ weights.w_q, (weights.p @ weights.w_v)
-    diagonal = -products[1][D, D] * np.diag(products[0])[:D]
-
-    print(f"{steps:,} steps of Adam, batches of {batch} fresh tasks; "
-          f"measured on {tests:,} tasks\n")
-    print(f"loss of the trained layer          {losses[0]:.5f}")
-    print(f"loss of one step, best eta = {eta:.3f} {losses[1]:.5f}")
-    print(f"relative difference                {losses[0] / losses[1] - 1:+.3%}\n")
-    print("Figure 2's measures of alignment")
-    print(f"difference of predictions          {np.mean(abs(trained - descended)):.4f}"
-          f"  (mean |y| {np.mean(abs(answer)):.3f})")
-    print(f"cosine of sensitivities            {np.mean(cosine(s_trained, s_step)):.5f}")
-    print("difference of sensitivities        "
-          f"{np.mean(np.linalg.norm(s_trained - s_step, axis=-1)):.4f}"
-          f"  (mean norm {np.mean(np.linalg.norm(s_step, axis=-1)):.3f})\n")
-    print(f"diagonal of the products           {diagonal.mean():.4f} ± {diagonal.std():.4f}"
-          f"  (eta/N = {eta / N:.4f})\n")
-    print("W_Kᵀ W_Q, trained" + " " * 11 + "and constructed")
-    sign = np.sign(products[0].trace())
-    for left, right in zip(picture(sign * products[0]), picture(step.w_k.T @ step.w_q)):
-        print(f"|{left}|    |{right}|")
+    ours, theirs = predict(weights, context, query), predict(step, context, query)
+    s, s_step = sensitivities(weights, context), sensitivities(step, context)
+    cosines = np.vecdot(s, s_step) / np.sqrt(np.vecdot(s, s) * np.vecdot(s_step, s_step))
+    loss, descended = (ours - answer) ** 2, (theirs - answer) ** 2
+    # Only products are determined: the y-row of P W_V is −η/N times the targets if W_Kᵀ W_Q is 1.
+    scores, values = weights.w_k.T @ weights.w_q, weights.p @ weights.w_v
+    diagonal = -values[D, D] * np.diag(scores)[:D]
+    print(f"{steps:,} steps of Adam, batches of {batch} fresh tasks; measured on {tests:,} tasks\n")
+    for name, figure in {
+            "loss of the trained layer": average(loss),
+            f"loss of one step, best eta = {eta:.3f}": average(descended),
+            "relative difference, %": average(100 * (loss - descended) / descended.mean()),
+            "difference of predictions": average(abs(ours - theirs)),
+            "mean |y|": average(abs(answer)), "cosine of sensitivities": average(cosines),
+            "difference of sensitivities": average(np.linalg.norm(s - s_step, axis=-1)),
+            "mean norm of sensitivities": average(np.linalg.norm(s_step, axis=-1)),
+            "diagonal of the products": f"{diagonal.mean():.4f}, deviation {diagonal.std():.4f}",
+            "eta/N": f"{eta / N:.4f}"}.items():
+        print(f"{name:<36}{figure}")
+    print("\nW_Kᵀ W_Q, trained" + " " * 11 + "and constructed")
+    for rows in zip(*map(picture, (scores * np.sign(scores.trace()), step.w_k.T @ step.w_q))):
+        print("|{}|    |{}|".format(*rows))
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8
-    main()
+    start(main)

@@ -6,39 +6,32 @@ and it goes through the layer. Its residual stream stays in a file that all work
 
     OMP_NUM_THREADS=1 python docs/experiments/sharded_context.py [--quick] [--shards 4 2 1]
 """
-
-import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from common import at_least, command_line, start
 from iclca_ref import attention_bias, iclca
 from linear_transformer import Bias, block, random_transformer, run_layers
 
 
-class Folder(type(Path())):
+class Folder(str):
     """One array per shard, in files. For workers that are threads a dict does the same."""
     def __setitem__(self, shard, x):
-        np.save(self / f"{shard}.npy", x, allow_pickle=False)
+        np.save(f"{self}/{shard}.npy", x, allow_pickle=False)
 
     def __getitem__(self, shard):
-        return np.load(self / f"{shard}.npy", allow_pickle=False)
+        return np.load(f"{self}/{shard}.npy", allow_pickle=False)
 
 
 def one_round(streams, model, before, layer, shard, given):
     """A shard's tokens, or its stream taken through layer `before` from a Bias, to its own Bias."""
     x, _ = block(streams[shard], before, model, given) if before else run_layers(model, given)
     streams[shard] = x
-    no_mlp = layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0])
-    return block(x, no_mlp, model,
+    return block(x, layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0]), model,   # no MLP yet
                  attend=lambda q, k, v, bias, rope, _: (v, attention_bias(k, v, None, rope)))[1]
 
 
@@ -54,37 +47,36 @@ def convert(model, shards, executor, streams, biases=None):
     """iclca(model, tokens, biases) for tokens (..., m) that come as a list of arrays."""
     outline, lengths = model._replace(layers=(), unembed=None), [x.shape[-1] for x in shards]
     before, given, converted = None, shards, []
-    for layer, start in zip(model.layers, biases or [None] * len(model.layers), strict=True):
+    for layer, bias in zip(model.layers, biases or [None] * len(model.layers), strict=True):
         task = partial(one_round, streams, outline, before, layer)
         own = list(executor.map(task, range(len(shards)), given))
-        start = start or Bias(*(0 * x for x in own[0]))
-        *given, whole = scan(lengths, own, start, partial(model.rope, theta=layer.theta))
+        bias = bias or Bias(*(0 * x for x in own[0]))
+        *given, whole = scan(lengths, own, bias, partial(model.rope, theta=layer.theta))
         before, converted = layer, [*converted, whole]
     return converted
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2 shards, 1,000 tokens")
-    parser.add_argument("--tokens", type=int, default=100_000)
-    parser.add_argument("--shards", type=int, nargs="+", default=[4, 2, 1], help="most first")
+    parser = command_line(__doc__, quick="2 shards, 1,000 tokens")
+    parser.add_argument("--tokens", type=partial(at_least, 1), default=100_000)
+    parser.add_argument("--shards", type=partial(at_least, 1), nargs="+", default=[4, 2, 1])
     options = parser.parse_args(argv)
     n, counts = (1_000, [2]) if options.quick else (options.tokens, options.shards)
     model, found = random_transformer(np.random.default_rng(0), 1000, 64, 4, 4, dtype="f"), []
     tokens = np.random.default_rng(1).integers(0, 1000, n)
-    for count in counts:
-        start = perf_counter()
+    for count in counts:    # most first: the largest worker so far is printed
+        began = perf_counter()
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as ex, TemporaryDirectory() as at:
             found.append(convert(model, np.array_split(tokens, count), ex, Folder(at)))
-        peak = import_module("resource").getrusage(-1).ru_maxrss if sys.platform == "linux" else 0
-        print(f"{count} shards: {perf_counter() - start:.1f} s; largest worker {peak / 1e3:.0f} MB")
-    start, expected = perf_counter(), iclca(model, tokens)
+        peak = __import__("resource").getrusage(-1).ru_maxrss if sys.platform == "linux" else 0
+        print(f"{count} shards: {perf_counter() - began:.1f} s; largest worker {peak / 1e3:.0f} MB")
+    began, expected = perf_counter(), iclca(model, tokens)
     off = max(abs(a.kv - b.kv).max() / abs(b.kv).max() for x in found for a, b in zip(x, expected))
-    print(f"unsharded, {n:,} tokens: {perf_counter() - start:.1f} s; Biases differ by {off:.0e}")
-    start, b = perf_counter(), expected[0]
+    print(f"unsharded, {n:,} tokens: {perf_counter() - began:.1f} s; Biases differ by {off:.0e}")
+    began, (b, *_) = perf_counter(), expected
     scan([n] * 1000, [b] * 1000, b, partial(model.rope, theta=model.layers[0].theta))
-    print(f"scan of 1,000 Biases, {b.kv.nbytes + b.d.nbytes} bytes: {perf_counter() - start:.3f} s")
+    print(f"scan of 1,000 Biases, {b.kv.nbytes + b.d.nbytes} bytes: {perf_counter() - began:.3f} s")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,21 +1,16 @@
 """ICLCA Table 1: relative error of the logits, converted model against the model in context.
 
 Random linear transformers (elu + 1 features, normalizer, RoPE, LayerNorm, GELU), 60 tokens of
-context and 20 of prompt, mean over random prompts of ‖converted − in context‖ / ‖in context‖. The
-paper gives 2.9e-7 at 205K parameters and 4.3e-6 at 1.98B, in single precision; the shapes of its
-models are not known to us, ours are in SIZES.
+context and 20 of prompt, mean over random prompts of ‖converted − in context‖ / ‖in context‖ and
+its standard error. The paper gives 2.9e-7 at 205K parameters and 4.3e-6 at 1.98B, in single
+precision; the shapes of its models are not known to us, ours are in SIZES.
 
     python docs/experiments/table1_exactness.py [--quick | --largest]
 """
-
-import argparse
 import sys
 import time
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from common import command_line, start
 from iclca_ref import iclca
 from linear_transformer import forward, random_transformer
 
@@ -29,42 +24,37 @@ SIZES = [  # vocab_size, d_model, layers, heads, prompts, the paper's error
 
 
 def measure(vocab_size, d_model, n_layers, n_heads, prompts, dtype):
-    """Parameters, mean relative error converted, mean relative error if the context is dropped."""
-    rng = np.random.default_rng(0)
+    """Parameters; relative errors (prompts, 2), converted and if the context is dropped."""
+    rng, began, errors = np.random.default_rng(0), time.perf_counter(), []
     model = random_transformer(rng, vocab_size, d_model, n_layers, n_heads, dtype=dtype)
     weights = [model.embed, model.unembed, *(w for layer in model.layers for w in layer)]
-    errors = []
     for _ in range(prompts):
         text = rng.integers(0, vocab_size, M + N)
         expected = forward(model, text)[0][M:]
-        found = forward(model, text[M:], iclca(model, text[:M]))[0], forward(model, text[M:])[0]
-        errors.append([np.linalg.norm(logits - expected) for logits in found]
-                      / np.linalg.norm(expected))
-    return sum(w.size for w in weights), *np.mean(errors, axis=0)
+        found = [forward(model, text[M:], b)[0] for b in (iclca(model, text[:M]), None)]
+        errors.append([np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+                       for logits in found])
+    print(f"  {dtype.__name__}, d_model = {d_model}: {time.perf_counter() - began:.0f} s",
+          file=sys.stderr, flush=True)
+    return sum(w.size for w in weights), np.array(errors)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the smallest size alone, 10 prompts")
+    parser = command_line(__doc__, quick="the smallest size alone, 10 prompts")
     parser.add_argument("--largest", action="store_true",
                         help="also 1.98 billion parameters, in float32 (8 GB, minutes)")
-    arguments = parser.parse_args(argv)
-    sizes = SIZES[:1 if arguments.quick else 5 if arguments.largest else 4]
-    print(f"{'parameters':>13} {'d_model':>8} {'layers':>7} {'prompts':>8} "
-          f"{'float32':>9} {'paper':>9} {'float64':>9} {'dropped':>9}")
-    for vocab_size, d_model, n_layers, n_heads, prompts, paper in sizes:
-        start, prompts = time.perf_counter(), 10 if arguments.quick else prompts
-        results = {}
-        for dtype in (np.float32, np.float64) if d_model <= 1024 else (np.float32,):
-            print(f"  {dtype.__name__}, d_model = {d_model} ...", file=sys.stderr, end="",
-                  flush=True)
-            results[dtype] = measure(vocab_size, d_model, n_layers, n_heads, prompts, dtype)
-            print(f" {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        parameters, error, dropped = results[np.float32]
-        double = f"{results[np.float64][1]:9.1e}" if np.float64 in results else f"{'':9}"
-        print(f"{parameters:>13,} {d_model:>8} {n_layers:>7} {prompts:>8} "
-              f"{error:>9.1e} {paper:>9} {double} {dropped:>9.2f}")
+    options = parser.parse_args(argv)
+    print(f"{'parameters':>13}{'d_model':>9}{'layers':>8}{'prompts':>9}"
+          f"{'float32':>16}{'paper':>9}{'float64':>16}{'dropped':>9}")
+    for *sizes, prompts, paper in SIZES[:1 if options.quick else 5 if options.largest else 4]:
+        prompts, cells = 10 if options.quick else prompts, []
+        for dtype in (np.float32, np.float64)[:2 if sizes[1] <= 1024 else 1]:
+            size, errors = measure(*sizes, prompts, dtype)
+            mean, deviation = errors.mean(axis=0), errors.std(axis=0) / prompts ** 0.5
+            cells += [f"{mean[0]:.1e} ±{deviation[0]:.0e}"]
+        print(f"{size:>13,}{sizes[1]:>9}{sizes[2]:>8}{prompts:>9}{cells[0]:>16}{paper:>9}"
+              f"{''.join(cells[1:]):>16}{mean[1]:>9.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
