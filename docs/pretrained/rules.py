@@ -9,8 +9,8 @@ The rule to take is `least_squares`. In words:
 3. Share out each token that is not kept among those that are, in the positive parts that fit the
    attention best (`fitted_bias`); a kept token's value is then the sum of its parts.
 
-A rule takes `contexts` and the mean number m of rows for a head, and gives (landmarks, Bias) for
-each layer, for `converted`. A row holds d_k + d_v + 1 numbers, d_k + d_v if it is a token as it is.
+A rule takes look.py's `contexts` and the mean number m of rows for a head, and gives (landmarks,
+Bias) for each layer, for `converted`. A row holds d_k + d_v + 1 numbers, a token as it is one less.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ def least_squares(layers, m, share=1):
     """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
     plans, tokens = [planned(c, share) for c in layers], layers[0].k.shape[-2]
     gains = np.concatenate([np.minimum.accumulate(gain, axis=-1) for *_, gain in plans])
-    gains[:, 0] = np.inf
+    gains[:, 0] = np.inf    # a row for every head; and a row waits for its head's earlier ones
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
     return [fitted(c, A, order, n, share) for c, (A, order, _), n in zip(layers, plans, budgets)]
