@@ -303,7 +303,8 @@ def _embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens {tokens.min()} to {tokens.max()}: not 0 to {len(model.embed) - 1}")
+        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
+                         f"got {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -342,7 +343,8 @@ def generate(model, tokens, n, biases=None):
     """
     x, biases = _embed_tokens(model, tokens, biases)
     if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
-        raise ValueError(f"tokens {x.shape[:-1]} not (m,), {n = }, or m + n − 1 > {model.max_length}")
+        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0 and m + n − 1 ≤ {model.max_length}, the "
+                         f"model's max_length: got {np.shape(tokens)} and {n = }")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
