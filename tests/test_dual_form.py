@@ -383,7 +383,6 @@ test_mistakes = refused(
       for E, words in [(a(3, 1), "dimension 1"), (a(1, 2), "E (1, 2), X (3, 2)")]],
     *calls(predict, "_ X _", ((3,), (2, 2), (2,)), ((2,), (2, 2, 2), (2,)), ((1,), (3, 2), (2,)),
            ((3,), (3, 2), (3,)), ((2, 2, 1), (2, 2, 2), (2,))),
-    *calls(predict, "_ _ _", ((3,), (3, 2), (0, 2))),
     *calls(icl_weight_update, "context w_k w_v", ((3, 2), (3, 2), (2, 2)),
            ((3, 2), (2, 2), (5, 2, 2)), ((3, 2), (5, 2, 2), (2, 2))),
     *[(f"X; {t}", lambda t=t: weight_update(a(3, 2), a(3, 2).astype(t)))
