@@ -91,7 +91,7 @@ def with_a_normalizer_it_is_not_the_trained_layer(case):
 
 @pytest.mark.breaks("Dual form", "softmax attention in its place")
 @given(rngs, sizes)
-def test_at_the_input_zero_softmax_gives_the_mean_error_and_the_layer_zero(rng, n):
+def test_at_the_input_zero_softmax_gives_the_mean_error(rng, n):
     W0, X, E, zero = rng.random((2, 3)), rng.random((n, 3)), rng.random((n, 2)) + 1, np.zeros(3)
     assert_close(dual_form(W0, E, X, zero), np.zeros(2), ulps=0)
     assert_close(W0 @ zero + softmax(X @ zero) @ E, E.mean(axis=0), ulps=8)   # from 1 to 2
@@ -316,12 +316,12 @@ def test_each_output_of_a_potential_function_has_its_own_weights():
 
 
 @pytest.mark.parametrize("fraction", [0.75, Fraction(3, 4)])
-def test_a_kernel_may_return_a_whole_number_first_and_a_fraction_later(fraction):
+def test_a_kernel_may_return_whole_numbers_before_fractions(fraction):
     X = np.array([[0], [1]], type(fraction))
     assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: fraction if x_i[0] else 0) == fraction
 
 
-def test_arrays_may_be_one_array_views_of_one_or_laid_out_otherwise():
+def test_arrays_may_be_one_array_or_views_of_any_layout():
     x = np.random.default_rng(0).integers(-9, 9, (2, 4, 4))
     K, V, apart = x[..., :2], x[..., 1:3], x[0].astype(float)
     assert_exactly_equal(lin_attn(V, K, K), K @ (K.mT @ V))
@@ -333,7 +333,7 @@ def test_arrays_may_be_one_array_views_of_one_or_laid_out_otherwise():
         assert_exactly_equal(predict(y[0], y[0], y), predict(x[0], x[0], x))
 
 
-def test_pythons_numbers_leave_float32_as_it_is_and_numpys_own_do_not():
+def test_pythons_numbers_leave_float32_and_numpys_own_do_not():
     W0, X, Y = (np.ones(s, np.float32) for s in ((1, 2), (3, 2), (3, 1)))
     for eta, dtype in (0.125, np.float32), (1, np.float32), (np.float64(0.125), np.float64):
         assert [x.dtype for x in gradient_descent(W0, X, Y, eta)] == [dtype, dtype, np.float32]
@@ -348,7 +348,7 @@ def test_whole_numbers_and_mixed_types_are_promoted_and_not_cut():
     np.testing.assert_array_equal(lin_attn(Y / 2, X, X.astype(np.float32)), X @ (X.T @ Y) / 2)
 
 
-def test_no_step_leaves_the_weights_and_records_nothing_and_arguments_stay():
+def test_no_step_records_nothing_and_arguments_stay():
     W0, X, Y = a(2, 3), a(4, 3), a(4, 2)
     W, E, seen = gradient_descent(W0, X, Y, 0.1, 0)
     assert E.shape == (0, 2) and seen.shape == (0, 3) and (W == W0).all()
