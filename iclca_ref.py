@@ -67,8 +67,9 @@ def attention_bias(k, v, bias=None, rope=None):
     >>> attention_bias(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
     Bias(kv=array([[11.]]), d=array([3.]))
     """
-    start, m = Bias.start(k, v, bias), k.shape[-2]
-    b_kv, b_d = start.turned(rope, -m)
+    check_shapes("k:mk v:mv", k, v)
+    m = k.shape[-2]
+    b_kv, b_d = Bias.start(k, v, bias).turned(rope, -m)
     rk = rotate_at(k, rope, np.arange(1, m + 1) - m)
     return Bias(b_kv + rk.mT @ v, b_d + k.sum(axis=-2))
 
@@ -109,9 +110,9 @@ def linear_recurrence(q, A, B, state):
         momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I], [−θ k kᵀ, η I]],
                                                  θ [k vᵀ; k vᵀ]
 
-    Rotation is R_{−1} at every position, as the state is seen from the token that reads it: it turns
-    one place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix trained
-    by a step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k), B (..., n,
+    Rotation is R_{−1} at every position, as the state, seen from the token that reads it, turns one
+    place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix trained by a
+    step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k), B (..., n,
     d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and the last state.
     """
     check_shapes("q:nk A:nkk B:nkv state?:kv", q, A, B, state)
@@ -168,9 +169,6 @@ def lin_attn(V, K, q):
 
     V (..., n, d_v), K (..., n, d_k); q is one query (d_k,) for all, or rows (..., r, d_k) of which
     K and V may lack the leading axes. Source: review Eq 1.
-
-    >>> lin_attn(V=np.array([[1, 0], [0, 1]]), K=np.array([[1, 2], [3, 4]]), q=np.array([1, 1]))
-    array([3, 7])
     """
     check_shapes("q?:k K:nk V:nv" if np.ndim(q) == 1 else "q:rk K?:nk V?:nv", q, K, V)
     return q @ key_value_matrix(K, V)
@@ -201,9 +199,9 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=lambda F, Y: (F - Y) / len
         E_t = −η · gradient(X W_{t−1}ᵀ, Y),    W_t = W_{t−1} + E_tᵀ X
 
     W0 (d_out, d_in), X (n, d_in), Y (n, d_out); E (steps·n, d_out) has every step's error signals,
-    X_seen (steps·n, d_in) the inputs that met them: dual_form(W0, E, X_seen, x) is the trained layer
-    at x. `gradient` is the loss's at the outputs F (n, d_out), by default that of 1/(2n) Σ ‖W x_i −
-    y_i‖². Source: review Eq 2-4; von Oswald Eq 2-3.
+    X_seen (steps·n, d_in) the inputs they met: dual_form(W0, E, X_seen, x) is the trained layer.
+    `gradient` is the loss's at the outputs F (n, d_out), by default of 1/(2n) Σ ‖W x_i − y_i‖².
+    Source: review Eq 2-4; von Oswald Eq 2-3.
     """
     check_shapes("W0:oi X:ni Y:no", W0, X, Y)
     if W0.ndim != 2 or not len(X) or steps < 0:
@@ -228,8 +226,8 @@ def kernel_prediction(alpha, X, x, kernel):
 def icl_weight_update(context, w_k, w_v):
     """Dai et al.'s ΔW_ICL = Σ_i W_V x'_i ⊗ W_K x'_i: demonstrations as a weight update.
 
-    context (..., m, d), w_k (d, d_k), w_v (d, d_v), the paper's transposed, to (..., d_v, d_k). With
-    W_ZSL, the sum over the query tokens, relaxed attention is (W_ZSL + ΔW_ICL) q. Source: Dai §3.
+    context (..., m, d), w_k (d, d_k), w_v (d, d_v), the paper's transposed, to (..., d_v, d_k). The
+    sum over the query tokens is W_ZSL, relaxed attention (W_ZSL + ΔW_ICL) q. Source: Dai et al. §3.
     """
     check_shapes("context:md w_k?:dk w_v?:dv", context, w_k, w_v)
     return weight_update(context @ w_v, context @ w_k)
@@ -293,8 +291,8 @@ def gd_plus_plus_weights(w0, eta, gamma, n):
 
         W_V = [[I, 0], [W₀, −I]],    P = diag(−γ I, (η/n) I)
 
-    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack them with W₀ =
-    0 only: else the next one's W₀ x is that of an x that has moved. Source: App A.10, Eq 23.
+    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack them with W₀
+    = 0 only: else the next one's W₀ x is that of an x that has moved. Source: App A.10, Eq 23.
     """
     w_k = _blocks(w0, [[1, 0], [0, 0]])
     w_v = _blocks(w0, [[1, 0], [1, -1]])
@@ -342,13 +340,13 @@ def implicit_weight_update(w, z, z_in_context):
     z_row, change = z[..., None, :], (z_in_context - z)[..., :, None]
     square = z_row @ z_row.mT
     if (square == 0).any():
-        raise ValueError(f"z·z is 0 for z {z.shape}: multiply both z by one number, or z itself is 0")
+        raise ValueError(f"z·z is 0 for z {z.shape}: z is 0, or multiply both z by a large number")
     return w @ change @ z_row / square
 
 
 # ---- Softmax attention, approximately (ICLAA) ---------------------------------------------------
-# exp(q·k) has infinitely many features. With finitely many the context, and it alone, becomes b_KV =
-# Σ_j ψ(k_j) v_jᵀ, b_D = Σ_j ψ(k_j), read by φ(q): Eq 18 with two maps. Random features take ψ = φ.
+# exp(q·k) has infinitely many features. With finitely many the context, and it alone, becomes
+# Σ_j ψ(k_j) v_jᵀ and Σ_j ψ(k_j), read by φ(q): Eq 18 with two maps. Random features take ψ = φ.
 # With φ_a(q) = exp(z_a·q), a feature for each kept key z_a, it is a compacted key-value cache, and
 # ψ(k_j) says how token j is shared out among the kept ones. Features see q and k divided by
 # d_k^(1/4), so that q·k is the score, and are given by their logarithms, which do not overflow.
@@ -360,8 +358,8 @@ def log_random_features(x, projection):
     Choromanski et al. 2021, Lemma 1.
     """
     check_shapes("x:nd projection?:md", x, projection)
-    m = projection.shape[-2] or 1
-    return x @ projection.mT - (x * x).sum(axis=-1, keepdims=True) / 2 - float(np.log(m)) / 2
+    log_m = float(np.log(projection.shape[-2] or 1))
+    return x @ projection.mT - (x * x).sum(axis=-1, keepdims=True) / 2 - log_m / 2
 
 
 def softmax_bias(k, v, log_features):
@@ -379,9 +377,9 @@ def fitted_bias(attention, v, rows):
         b_KV = E v,    b_D = E 1,    E ≥ 0 minimizes ‖A_R E − A‖,    e_j = the unit vector if j in R
 
     attention A (..., n, m) is how n queries that may come attend to the m tokens, A_R its columns
-    at `rows` R (..., r), all different; v (..., m, d_v). Exact for any query if all rows are kept. E
-    by 100 updates E ← E ∘ (A_Rᵀ A) / (A_Rᵀ A_R E), which never increase the error (Lee and Seung
-    2001). Source: ours; the form of the bias: Attention Matching, Zweiger et al. 2026 (2602.16284).
+    at `rows` R (..., r), all different; v (..., m, d_v). Exact for any query if all rows are kept.
+    100 updates E ← E ∘ (A_Rᵀ A) / (A_Rᵀ A_R E) never increase the error (Lee and Seung 2001).
+    Source: ours; the form of the bias is Attention Matching's, Zweiger et al. 2026 (2602.16284).
     """
     check_shapes("attention:nm v:mv rows?:r", attention, v, rows)
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)

@@ -41,18 +41,20 @@ def check_shapes(spec, *arrays):
     Every letter is one length. The axes before them, heads and batches, are the same for all; where
     a name has a ? the first of them may be left out, and the array serves the whole batch.
     """
-    named, lengths = [(*part.split(":"), a) for part, a in zip(spec.split(), arrays)], {}
-    for name, _, a in named:
-        if not isinstance(a, np.ndarray) or a.dtype.kind not in "ifcO" or a.dtype == np.float16:
+    parts, lengths, batch = [part.split(":") for part in spec.split()], {}, ()
+    for (name, letters), a in zip(parts, arrays):
+        if not isinstance(a, np.ndarray) or a.dtype.char not in "bhilqpfdgFDGO":
             raise TypeError(f"{name} must be an array of signed integers, float32 or wider, or "
                             f"objects, got {getattr(a, 'dtype', type(a).__name__)}")
-    batch = max((a.shape[:-len(letters)] for _, letters, a in named), key=len)
-    for name, letters, a in named:
-        n = max(a.ndim - len(letters), 0)
-        fits = a.shape[:n] == (batch[len(batch) - n:] if name[-1] == "?" else batch) and all(
-            lengths.setdefault(*pair) == pair[1] for pair in zip(letters, a.shape[n:]))
-        if not fits or a.ndim < len(letters):
-            got = ", ".join(f"{name.rstrip('?')} {a.shape}" for name, _, a in named)
+        leading = a.shape[:-len(letters)]
+        batch = leading if len(leading) > len(batch) else batch
+    for (name, letters), a in zip(parts, arrays):
+        n = a.ndim - len(letters)
+        fits = n >= 0 and a.shape[:n] == (batch[len(batch) - n:] if name[-1] == "?" else batch)
+        for letter, length in zip(letters, a.shape[n:]):
+            fits = fits and lengths.setdefault(letter, length) == length
+        if not fits:
+            got = ", ".join(f"{name.rstrip('?')} {a.shape}" for (name, _), a in zip(parts, arrays))
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
 
 
@@ -106,12 +108,8 @@ def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
     Angles are float64, as in float32 one is off by 0.0005 at 10,000; the result has theta's type.
-
-    >>> rope(np.array([1, -1]), np.array([np.pi / 2]))[1].ravel()
-    array([ 1., -1.])
     """
-    check_shapes("positions:n theta?:h", positions, theta)
-    angles = np.multiply.outer(positions.astype(np.float64), theta)
+    angles = np.multiply.outer(positions, theta, dtype=np.float64)
     dtype = theta.dtype if theta.dtype.kind == "f" else np.float64
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
@@ -156,8 +154,7 @@ class Bias(NamedTuple):
     @staticmethod
     def start(k, v, bias=None):
         """What attention with keys k and values v starts from: `bias` for each text, or zeros."""
-        check_shapes("k:nk v:nv", k, v)
-        shape = (*k.shape[:-2], k.shape[-1], v.shape[-1])
+        shape = (*k.shape[:-2], *k.shape[-1:], *v.shape[-1:])
         zeros = Bias(np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
         start = zeros if bias is None else Bias(*bias)
         check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *start)
@@ -169,9 +166,9 @@ class Bias(NamedTuple):
 
 
 def _divide(o, normalizer):
-    """o_i / normalizer_i: (..., n, d_v), (..., n, 1). That it cancels to nearly 0 is not detected."""
+    """o_i / normalizer_i: (..., n, d_v), (..., n, 1). One that cancels to nearly 0 costs digits."""
     if (normalizer == 0).any():
-        raise ValueError("the normalizer φ(q)·(Σ φ(k) + b_D) is 0: take positive features, or none")
+        raise ValueError("normalizer φ(q)·(Σ φ(k) + b_D) is 0: take positive features, or none")
     return o / normalizer
 
 
@@ -248,8 +245,7 @@ def softmax_attention(q, k, v):
     q, k (..., n, d_k), v (..., n, d_v). Source: Definition 3.1, Eq 1.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
-    scores = (q / q.shape[-1] ** 0.5) @ k.mT
-    return softmax(np.where(np.tri(q.shape[-2]), scores, -np.inf)) @ v
+    return softmax(np.where(np.tri(q.shape[-2]), q / q.shape[-1] ** 0.5 @ k.mT, -np.inf)) @ v
 
 
 # ---- The transformer ----------------------------------------------------------------------------
@@ -307,7 +303,8 @@ def _embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens {tokens.min()} to {tokens.max()}: 0 to {len(model.embed) - 1} exist")
+        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
+                         f"got {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -346,7 +343,8 @@ def generate(model, tokens, n, biases=None):
     """
     x, biases = _embed_tokens(model, tokens, biases)
     if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
-        raise ValueError(f"tokens {x.shape[:-1]}, {n = }: need (m,), 1 ≤ m ≤ {model.max_length} + 1 − n")
+        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0 and m + n − 1 ≤ {model.max_length}, the "
+                         f"model's max_length: got {np.shape(tokens)} and {n = }")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
@@ -364,7 +362,7 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
     grow with depth. rng is a numpy.random.Generator; d_ff is 4·d_model if None, 0 for no MLPs.
     """
     if n_layers < 0 or n_heads < 1 or d_model % (2 * n_heads):
-        raise ValueError(f"{n_layers = } must be ≥ 0, {n_heads = } ≥ 1, {d_model = } / n_heads even")
+        raise ValueError(f"{n_layers = } must be ≥ 0, {n_heads = } ≥ 1, {d_model = } / heads even")
     d_ff, d_k, depth = 4 * d_model if d_ff is None else d_ff, d_model // n_heads, 2 * n_layers
 
     def weights(fan_in, *shape):

@@ -1,12 +1,11 @@
 """Hypothesis profiles, the tests that theorem.py makes, and the table of proofs that ends a run.
 
 A test stands for a theorem by @pytest.mark.proves(theorem, source), for a negative control by
-@pytest.mark.breaks(theorem, what_was_done); theorem.py sets both. The table counts what ran to its
-end and compared something that is not empty: shapes proved over polynomials, once each, and
-examples by the arithmetic in which exact.py compared them.
+@pytest.mark.breaks(theorem, what_was_done); theorem.py sets both. The table counts what exact.py
+compared, if it is not empty, in tests that ran to their end: shapes proved over polynomials, once
+each, and instances by their arithmetic.
 """
 
-import functools
 import gc
 import os
 from collections import Counter, defaultdict
@@ -29,7 +28,7 @@ gc.set_threshold(100_000)  # polynomials are many small objects
 ARITHMETICS = "ℚ", "float64", "float32", "statistics"
 READING_ORDER = """rotary attention iclca transformer linear_recurrence backward dual_form
     gradient_layers implicit_weight_update softmax text_to_weights""".split()
-HOW_TO_READ = """
+HOW_TO_READ = """\
 shapes    sizes at which both sides are the same polynomials: equal for every input
           of that size at which no denominator is 0, without tolerance or chance
 ℚ         random instances equal as fractions, by ==
@@ -40,17 +39,17 @@ controls  broken assumptions, each of which makes the two sides differ
 
 
 class Count:
-    """What the tests of one theorem, or of one control, have done."""
+    """What the tests of one theorem, or of one control, have compared."""
 
     def __init__(self):
-        self.compared, self.explicit, self.failed = Counter(), 0, False
+        self.compared, self.failed = Counter(), False
 
     def shapes(self):
         return [what[1] for what in self.compared if isinstance(what, tuple)]
 
     def cells(self):
-        exact_ones, *others = (self.compared[a] for a in ARITHMETICS)
-        return [len(self.shapes()), exact_ones, sum(others)]
+        fractions, *others = (self.compared[a] for a in ARITHMETICS)
+        return len(self.shapes()), fractions, sum(others)
 
 
 sources = {}                                      # theorem -> source, in reading order
@@ -92,59 +91,23 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Run a test and count what its examples compared; after a failure its rows say FAILED."""
-    rows = []
+    """Run a test and count what it compared; after a failure its rows say FAILED."""
     for mark in item.iter_markers("proves"):
         sources.setdefault(*mark.args)
-        rows.append(proved[mark.args[0]])
-    for mark in item.iter_markers("breaks"):
-        rows.append(broken[mark.args[0]][mark.args[1]])
-    tally, explicit = Counter(), 0
-
-    def counted(example):
-        @functools.wraps(example)
-        def run(*args, **kwargs):
-            exact.compared.clear()
-            example(*args, **kwargs)
-            tally.update(exact.compared)
-        return run
-
-    hypothesis = getattr(item.obj, "hypothesis", None)
+    rows = [*(proved[mark.args[0]] for mark in item.iter_markers("proves")),
+            *(broken[mark.args[0]][mark.args[1]] for mark in item.iter_markers("breaks"))]
+    exact.compared.clear()
     try:
-        if hypothesis:
-            inner = hypothesis.inner_test
-            explicit = len(getattr(item.obj, "hypothesis_explicit_examples", ()))
-            hypothesis.inner_test = counted(inner)
-            try:
-                result = yield
-            finally:
-                hypothesis.inner_test = inner
-        else:
-            exact.compared.clear()
-            result = yield
-            tally.update(exact.compared)
+        result = yield
+        if rows and not exact.compared:
+            pytest.fail("the test stands for a row of the table, but compared nothing")
     except BaseException as error:
-        for row in rows:
-            row.failed |= not isinstance(error, pytest.skip.Exception)
+        for count in rows:
+            count.failed |= not isinstance(error, pytest.skip.Exception)
         raise
-    if rows and not tally:
-        for row in rows:
-            row.failed = True
-        pytest.fail("the test stands for a row of the table, but compared nothing")
-    for row in rows:
-        row.compared.update(tally)
-        row.explicit += explicit
+    for count in rows:
+        count.compared.update(exact.compared)
     return result
-
-
-def in_words(count):
-    """What a control found, in words: "12 shapes, 25 + 1 instances"."""
-    shapes, *instances = count.cells()
-    words = [f"{shapes} shape" + "s" * (shapes > 1)] if shapes else []
-    if any(instances):
-        explicit = f" + {count.explicit}" if count.explicit else ""
-        words.append(f"{max(instances) - count.explicit}{explicit} instances")
-    return ", ".join(words)
 
 
 def largest(shapes):
@@ -164,27 +127,24 @@ def row(theorem, source, *cells):
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    for theorem in broken:
-        sources.setdefault(theorem, "")
-    if not sources:
-        return
-    write = terminalreporter.write_line
-    terminalreporter.section("what has been proved")
-    for line in (*HOW_TO_READ.splitlines()[1:], "", row(
-            "theorem", "source", "shapes", "ℚ", "floats", "controls")):
-        write(line)
+    write, in_words = terminalreporter.write_line, config.getoption("--controls")
     controls = [found for each in broken.values() for found in each.values()]
-    failed = sum(count.failed for count in (*proved.values(), *controls))
+    if not proved:
+        return
+    terminalreporter.section("what has been proved")
+    write(HOW_TO_READ + "\n" + row("theorem", "source", "shapes", "ℚ", "floats", "controls"))
     for theorem, source in sources.items():
         count, against = proved[theorem], broken[theorem]
-        any_failed = count.failed or any(found.failed for found in against.values())
-        write(row(theorem, source, *count.cells(), "FAILED" if any_failed else len(against)))
-        if config.getoption("--controls"):
-            for what_was_done, found in against.items():
-                result = "FAILED" if found.failed else in_words(found)
-                write(f"    broken by {what_was_done}: {result}")
-            if shapes := count.shapes():
-                write(f"    largest shape: {largest(shapes)}")
-    more = "" if config.getoption("--controls") else "; in words: python -m pytest --controls"
-    write(f"{len(proved) - sum(c.failed for c in proved.values())} theorems proved, {len(controls) - sum(c.failed for c in controls)} controls refuted"
-          + (f", {failed} FAILED" if failed else more))
+        failed = count.failed or any(found.failed for found in against.values())
+        write(row(theorem, source, *count.cells(), "FAILED" if failed else len(against)))
+        for what_was_done, found in against.items() if in_words else ():
+            shapes, *instances = found.cells()
+            write(f"    broken by {what_was_done}: " + (
+                "FAILED" if found.failed else f"at {shapes} shapes, {sum(instances)} instances"))
+        if in_words and count.shapes():
+            write(f"    largest shape: {largest(count.shapes())}")
+    failed = sum(count.failed for count in (*proved.values(), *controls))
+    write(f"{sum(not count.failed for count in proved.values())} theorems proved, "
+          f"{sum(not count.failed for count in controls)} controls refuted"
+          + f", {failed} FAILED" * bool(failed)
+          + "; in words: python -m pytest --controls" * (not in_words))

@@ -17,6 +17,7 @@ are fixed. A failure prints it; ICLCA_SEED=... in the environment draws the same
 
 import os
 import secrets
+from collections import Counter
 from fractions import Fraction
 from functools import partial
 from itertools import product
@@ -31,7 +32,7 @@ from linear_transformer import (Bias, Layer, Transformer, elu_plus_one, identity
                                 rope_frequencies)
 from polynomials import Polynomial, angles, i, meanings, one, unknown, variables
 
-compared = set()  # the arithmetics and shapes that the running example compared, for conftest.py
+compared = Counter()  # what the running test has compared: arithmetics and shapes, for conftest.py
 SEED = int(os.environ.get("ICLCA_SEED", secrets.randbits(64)))
 
 
@@ -291,7 +292,7 @@ def shapes_of(pairs):
 def count(pairs, what):
     """Note for the table that the running example has compared something, if it has."""
     if any(a.size for a, _ in pairs):
-        compared.add(what)
+        compared[what] += 1
 
 
 def with_variables(pairs):
@@ -356,7 +357,7 @@ def assert_close(actual, expected, ulps):
         assert a.dtype == e.dtype and a.dtype.kind == "f", (a.dtype, e.dtype)
         if a.size:
             assert abs(a - e).max() <= ulps * np.finfo(a.dtype).eps * abs(e).max()
-            compared.add(a.dtype.name)
+            compared[a.dtype.name] += 1
 
 
 def assert_within_chance(estimate, expected, allowed):

@@ -1,41 +1,64 @@
 """The dual form: a trained linear layer is attention to its data, attention is a weight update."""
 
+from collections import namedtuple
+from fractions import Fraction
+from functools import partial
+
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from exact import (assert_close, assert_differ, assert_exactly_equal, assert_proved, assert_refuted,
-                   every, fractions, rates, case_rngs, rngs, shapes, uniform)
+from arguments import a, assert_arguments_stay, batches, case, float_types, layouts, refused
+from exact import (assert_close, assert_exactly_equal, case_rngs, every, fractions, rates, rngs,
+                   shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
                        kernel_prediction, key_value_matrix, lin_attn, linear_bias, lsa,
-                       mean_squared_gradient, weight_update)
+                       weight_update)
 from linear_transformer import parallel_attention, softmax
-from polynomials import Polynomial, unknown, variables
+from polynomials import derivative, unknown, variables
+from theorem import broken, theorem
 
 sizes = st.integers(1, 3)
 
 
-def regression_shapes(n, d_in, d_out, tests):
-    return dict(W=(d_out, d_in), X=(n, d_in), Y=(n, d_out), x=(tests, d_in))
-
-
-@st.composite
-def regressions(draw, least=1, rates=rates):
+class Regression(namedtuple("Regression", "W0 X Y x eta")):
     """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
-    shape = regression_shapes(draw(st.integers(least, 3)), draw(sizes), draw(sizes), draw(sizes))
-    rng = draw(case_rngs)
-    return *(uniform(rng, *s) for s in shape.values()), draw(rates)
+
+    def trained(self, steps=1):
+        """W after so many steps."""
+        return gradient_descent(self.W0, self.X, self.Y, self.eta, steps)[0]
 
 
-def symbolic_regression(n=1, d_in=1, d_out=1, tests=1):
-    """The same, of variables."""
-    shape = regression_shapes(n, d_in, d_out, tests)
-    return *(variables(name, *s) for name, s in shape.items()), variables("eta")
+def regression(numbers, eta, n=1, d_in=1, d_out=1, tests=1):
+    """The Regression of numbers(name, *shape)."""
+    shapes = dict(W=(d_out, d_in), X=(n, d_in), Y=(n, d_out), x=(tests, d_in))
+    return Regression(*(numbers(name, *shape) for name, shape in shapes.items()), eta)
 
 
+symbolic_regression = partial(regression, variables, variables("eta"))
+
+
+def regressions(least=1):
+    """Random exact Regressions."""
+    return st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *shape), *how),
+                     case_rngs, rates, st.integers(least, 3), sizes, sizes, sizes)
+
+
+def float_regression(rng, dtype):
+    """From 20 to 100 examples, with sums that do not cancel."""
+    return regression(lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype), 1e-3,
+                      int(rng.integers(20, 101)), 5, 3, 4)
+
+
+def along(shapes, **sizes):
+    """Each of the shapes with each of the further sizes."""
+    return [shape | more for shape in shapes for more in every(**sizes)]
+
+
+cases, symbols = regressions(), [symbolic_regression()]
 # The smallest case: W₀ = 1, one example x = 1, y = 0, tested at x = 1, with rate 1.
-smallest = *fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1)[()]
+smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1)[()])
 FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2), tests=(1,))
              + [dict(n=3, d_in=3, d_out=2, tests=2)],
              every(n=range(1, 4), d_in=(1, 2, 3), d_out=(1, 2, 3), tests=(1, 2)))
@@ -43,57 +66,42 @@ FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2), tests=(1,))
 
 # ---- Review Eq 1 to 4 ---------------------------------------------------------------------------
 
-def four_lines(W0, X, E, x, _):
+@theorem("Dual form", "review Eq 1-4", regressions(least=0),
+         [dict(n=0, d_in=2, d_out=2, tests=1), *FEW], symbolic_regression)
+def four_lines(case):
     """(W₀ + ΔW) x = W₀ x + (Σ e_i ⊗ x_i) x = W₀ x + Σ e_i (x_i·x) = W₀ x + LinAttn(E, X, x)."""
-    zero = 0 * W0
+    W0, X, E, x, _ = case
     line_1 = x @ (W0 + weight_update(E, X)).T
-    line_2 = x @ W0.T + x @ sum((np.multiply.outer(e, x_i) for e, x_i in zip(E, X)), zero).T
-    sums = [sum((e * (x_i @ q) for e, x_i in zip(E, X)), zero[:, 0]) for q in x]
+    line_2 = x @ W0.T + x @ sum((np.multiply.outer(e, x_i) for e, x_i in zip(E, X)), 0 * W0).T
+    sums = [sum((e * (x_i @ q) for e, x_i in zip(E, X)), 0 * W0[:, 0]) for q in x]
     line_3 = x @ W0.T + np.stack(sums)
     line_4 = x @ W0.T + lin_attn(E, X, x)
-    return (line_2, line_3, line_4, dual_form(W0, E, X, x)), (line_1,) * 4
+    one_input = x[0] @ W0.T + lin_attn(E, X, x[0]), dual_form(W0, E, X, x[0])    # as one row
+    together = line_2, line_3, line_4, dual_form(W0, E, X, x)
+    return (*together, *one_input), (line_1,) * 4 + (line_1[0],) * 2
 
 
-@pytest.mark.proves("Dual form", "review Eq 1-4")
-@given(regressions(least=0))
-def test_each_line_of_the_dual_form_follows_from_the_one_before(case):
-    assert_exactly_equal(*four_lines(*case))
-
-
-@pytest.mark.proves("Dual form", "review Eq 1-4")
-def test_the_dual_form_holds_for_all_weights_errors_and_inputs():
-    for shape in [dict(n=0, d_in=2, d_out=2, tests=1), *FEW]:
-        assert_proved(*four_lines(*symbolic_regression(**shape)), **shape)
-
-
-def normalized_dual_form(W0, X, E, x, _):
-    """The trained layer, and the dual form with attention weights divided by their sum."""
+@broken(four_lines, "attention weights divided by their sum", cases, symbols,
+        difference="- X0_0*Y0_0*x0_0 + Y0_0")     # a weight of 1 in the place of X x
+def with_a_normalizer_it_is_not_the_trained_layer(case):
+    W0, X, E, x, _ = case
     weights = x @ X.T
     return x @ W0.T + weights / weights.sum(axis=-1, keepdims=True) @ E, dual_form(W0, E, X, x)
 
 
-@pytest.mark.breaks("Dual form", "attention weights divided by their sum")
-@given(regressions())
-def test_attention_with_a_normalizer_is_not_the_trained_layer(case):
-    assert_differ(*normalized_dual_form(*case))
-
-
-@pytest.mark.breaks("Dual form", "attention weights divided by their sum")
-def test_attention_with_a_normalizer_is_another_function_than_the_trained_layer():
-    difference = assert_refuted(*normalized_dual_form(*symbolic_regression()))
-    assert str(difference) == "- X0_0*Y0_0*x0_0 + Y0_0"     # a weight of 1 in the place of X x
-
-
 @pytest.mark.breaks("Dual form", "softmax attention in its place")
 @given(rngs, sizes)
-def test_at_the_input_zero_softmax_gives_the_mean_error_and_the_trained_layer_zero(rng, n):
-    W0, X, E = rng.random((2, 3)), rng.standard_normal((n, 3)), rng.random((n, 2)) + 1
-    zero = np.zeros(3)
+def test_at_the_input_zero_softmax_gives_the_mean_error(rng, n):
+    W0, X, E, zero = rng.random((2, 3)), rng.random((n, 3)), rng.random((n, 2)) + 1, np.zeros(3)
     assert_close(dual_form(W0, E, X, zero), np.zeros(2), ulps=0)
     assert_close(W0 @ zero + softmax(X @ zero) @ E, E.mean(axis=0), ulps=8)   # from 1 to 2
 
 
-# ---- A whole run --------------------------------------------------------------------------------
+# ---- A step, and a whole run --------------------------------------------------------------------
+
+def mean_squared_gradient(outputs, targets):
+    return (outputs - targets) / len(targets)
+
 
 def unknown_loss(outputs, targets):
     """The gradient at the outputs of a loss that may be any function of all outputs and targets."""
@@ -101,13 +109,26 @@ def unknown_loss(outputs, targets):
     return unknown("loss")(everything)[:outputs.size].reshape(outputs.shape)
 
 
-def coupled_gradient(outputs, targets):
-    """The gradient of (Σ ‖F(x_i) − y_i‖²)² / 4, a loss that no sum over the examples is."""
-    return ((outputs - targets) ** 2).sum() * (outputs - targets)
+def gradient_of(loss, W):
+    """∂L/∂W, found mechanically."""
+    return np.frompyfunc(lambda w: derivative(loss, str(w)), 1, 1)(W)
 
 
-def trained(W, X, Y, eta, steps, gradient):
-    """Gradient descent by the chain rule, entry by entry: ∂L/∂W_oi = Σ_j ∂L/∂F(x_j)_o x_ji."""
+@theorem("a step is −η times ∂L/∂W", "von Oswald Eq 2-3", None, FEW, symbolic_regression)
+def a_step(case, n=None):
+    """W after a step  =  W₀ − η ∂L/∂W for L = 1/(2n) Σ_i ‖W x_i − y_i‖²."""
+    loss = ((case.X @ case.W0.T - case.Y) ** 2).sum() / (2 * (n or len(case.X)))
+    return case.trained(), case.W0 - case.eta * gradient_of(loss, case.W0)
+
+
+@broken(a_step, "the loss without the 1/n", None, [symbolic_regression(n=2)])
+def without_the_number_of_examples(case):
+    return a_step(case, n=1)
+
+
+def entry_by_entry(case, steps, gradient):
+    """Gradient descent by the chain rule: ∂L/∂W_oi = Σ_j ∂L/∂F(x_j)_o x_ji."""
+    W, X, Y, _, eta = case
     for _ in range(steps):
         g = gradient(np.array([[row @ x for row in W] for x in X]), Y)
         W = np.array([[W[o, i] - eta * sum(e[o] * x[i] for e, x in zip(g, X))
@@ -115,111 +136,32 @@ def trained(W, X, Y, eta, steps, gradient):
     return W
 
 
-def whole_run(W0, X, Y, x, eta, steps, gradient=mean_squared_gradient):
-    """Weights and dual form of a recorded run, and the weights by `trained`, applied to x."""
-    W, E, X_seen = gradient_descent(W0, X, Y, eta, steps, gradient)
-    expected = trained(W0, X, Y, eta, steps, gradient)
-    return (W, dual_form(W0, E, X_seen, x)), (expected, x @ expected.T)
+@theorem("Dual form of a whole training run", "Irie; review Eq 4",
+         st.tuples(cases, st.integers(0, 3)), along(FEW, steps=range(4)),
+         lambda steps, **shape: (symbolic_regression(**shape), steps, unknown_loss),
+         floats=lambda rng, dtype: (float_regression(rng, dtype), 9), ulps=64)
+def whole_run(case, steps, gradient=mean_squared_gradient):
+    """Weights and dual form of a recorded run  =  the weights found entry by entry, applied."""
+    W, E, X_seen = gradient_descent(*case[:3], case.eta, steps, gradient)
+    expected = entry_by_entry(case, steps, gradient)
+    return (W, dual_form(case.W0, E, X_seen, case.x)), (expected, case.x @ expected.T)
 
 
-RUN = "Dual form of a whole training run", "Irie et al.; review Eq 4"
+@broken(whole_run, "the sign of the error signals reversed", cases, symbols, smallest,
+        difference="2*W0_0*X0_0^2*eta*x0_0 - 2*X0_0*Y0_0*eta*x0_0")     # twice the step
+def with_the_sign_of_the_errors_reversed(case):
+    W, E, X_seen = gradient_descent(*case[:3], case.eta)
+    return dual_form(case.W0, -E, X_seen, case.x), case.x @ W.T
 
 
-@pytest.mark.proves(*RUN)
-@given(regressions(), st.integers(0, 3), st.sampled_from([mean_squared_gradient, coupled_gradient]))
-def test_a_layer_after_any_number_of_steps_is_attention_to_all_inputs_it_saw(case, steps, gradient):
-    assert_exactly_equal(*whole_run(*case, steps, gradient))
-
-
-@pytest.mark.proves(*RUN)
-def test_the_dual_form_of_a_run_holds_for_every_loss():
-    for shape in FEW:
-        case = symbolic_regression(**shape)
-        for steps in range(4):
-            assert_proved(*whole_run(*case, steps, unknown_loss), **shape, steps=steps)
-
-
-@pytest.mark.proves(*RUN)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@given(rngs)
-def test_the_dual_form_of_a_run_holds_to_rounding_in_floating_point(dtype, rng):
-    shape = regression_shapes(20, 5, 3, 4).values()
-    W0, X, Y, x = (rng.uniform(1, 2, s).astype(dtype) for s in shape)     # sums that do not cancel
-    W, E, X_seen = gradient_descent(W0, X, Y, 1e-3, 5)
-    assert_close(dual_form(W0, E, X_seen, x), x @ W.T, ulps=64)
-
-
-@pytest.mark.breaks(*RUN[:1], "the sign of the error signals reversed")
-@example(smallest)
-@given(regressions())
-def test_with_the_sign_of_the_errors_reversed_the_run_is_another_layer(case):
-    W0, X, Y, x, eta = case
-    W, E, X_seen = gradient_descent(W0, X, Y, eta)
-    assert_differ(dual_form(W0, -E, X_seen, x), x @ W.T)
-
-
-@pytest.mark.breaks(*RUN[:1], "the sign of the error signals reversed")
-def test_with_the_sign_of_the_errors_reversed_the_smallest_difference_is_twice_the_step():
-    W0, X, Y, x, eta = symbolic_regression()
-    W, E, X_seen = gradient_descent(W0, X, Y, eta)
-    difference = assert_refuted(dual_form(W0, -E, X_seen, x), x @ W.T)
-    assert str(difference) == "2*W0_0*X0_0^2*eta*x0_0 - 2*X0_0*Y0_0*eta*x0_0"
-
-
-@pytest.mark.breaks(*RUN[:1], "the errors of the first step again at the second")
-@given(regressions())
-def test_with_the_errors_of_the_first_step_in_both_steps_the_run_is_another_layer(case):
-    W0, X, Y, x, eta = case
-    _, E, _ = gradient_descent(W0, X, Y, eta)
-    W, _, X_seen = gradient_descent(W0, X, Y, eta, 2)
-    assert_differ(dual_form(W0, np.concatenate([E, E]), X_seen, x), x @ W.T)
-
-
-@pytest.mark.breaks(*RUN[:1], "the errors of the first step again at the second")
-def test_with_the_errors_of_the_first_step_in_both_steps_the_run_is_another_polynomial():
-    W0, X, Y, x, eta = symbolic_regression()
-    _, E, _ = gradient_descent(W0, X, Y, eta)
-    W, _, X_seen = gradient_descent(W0, X, Y, eta, 2)
-    assert_refuted(dual_form(W0, np.concatenate([E, E]), X_seen, x), x @ W.T)
-
-
-# ---- The loss of a linear layer -----------------------------------------------------------------
-
-def derivative(p, name):
-    """∂p/∂name of a polynomial."""
-    powers = ((dict(monomial), c) for monomial, c in p.terms.items())
-    return Polynomial({frozenset((x, n - (x == name)) for x, n in m.items() if (x, n) != (name, 1)):
-                       c * m[name] for m, c in powers if name in m})
-
-
-def one_step(W0, X, Y, _, eta, divisor):
-    """W after a step, and W₀ − η ∂L/∂W for L = Σ ‖W x_i − y_i‖² / divisor."""
-    loss = ((X @ W0.T - Y) ** 2).sum() / divisor
-    gradient = np.frompyfunc(lambda w: derivative(loss, str(w)), 1, 1)(W0)
-    return gradient_descent(W0, X, Y, eta)[0], W0 - eta * gradient
-
-
-@pytest.mark.proves("a step descends 1/(2n) Σ ‖Wx − y‖²", "von Oswald Eq 2-3")
-def test_a_step_is_minus_eta_times_the_derivative_of_the_loss_by_every_weight():
-    for shape in FEW:
-        assert_proved(*one_step(*symbolic_regression(**shape), 2 * shape["n"]), **shape)
-
-
-@pytest.mark.breaks("a step descends 1/(2n) Σ ‖Wx − y‖²", "the loss without the 1/n")
-def test_the_derivative_of_the_sum_over_the_examples_is_another_step():
-    assert_refuted(*one_step(*symbolic_regression(n=2), 2))
+@broken(whole_run, "the errors of the first step again at the second", cases, symbols)
+def with_the_errors_of_the_first_step_in_both_steps(case):
+    _, E, _ = gradient_descent(*case[:3], case.eta)
+    W, _, X_seen = gradient_descent(*case[:3], case.eta, 2)
+    return dual_form(case.W0, np.concatenate([E, E]), X_seen, case.x), case.x @ W.T
 
 
 # ---- Potential functions ------------------------------------------------------------------------
-
-def potential(case, phi, kernel, steps=1, gradient=mean_squared_gradient):
-    """A sum of kernels, and the layer on the features φ(x) after a run from W₀ = 0."""
-    _, X, Y, x, eta = case
-    zero = 0 * np.multiply.outer(Y[0], phi(X)[0])
-    W, E, _ = gradient_descent(zero, phi(X), Y, eta, steps, gradient)
-    inputs = np.concatenate([X[:0], *[X] * steps])
-    return kernel_prediction(E, inputs, x, kernel), phi(x) @ W.T
-
 
 def squares(X):
     """φ(x) = (1, x, x, x ⊗ x), the features of the kernel (1 + x·x')²."""
@@ -227,290 +169,221 @@ def squares(X):
     return np.concatenate([0 * X[..., :1] + 1, X, X, pairs], axis=-1)
 
 
-def square_of_one_plus(a, b):
-    return (1 + a @ b) ** 2
+def any_features(steps, squares=False, twice_as_wide=False, **shape):
+    """Every loss, and those features or every φ: ℝᵈ → ℝᵈ or ℝ²ᵈ."""
+    def phi(x):
+        one, other = unknown("phi")(x), unknown("psi")(x)
+        return np.concatenate([one, other], axis=-1) if twice_as_wide else one
+
+    case = symbolic_regression(**shape), steps, unknown_loss
+    return case if squares else (*case, phi, lambda a, b: phi(a) @ phi(b))
 
 
-@pytest.mark.proves("Potential function", "Aizerman et al.")
-@given(regressions(), st.integers(1, 2))
-def test_gradient_descent_on_features_is_a_sum_of_kernels(case, steps):
-    assert_exactly_equal(*potential(case, squares, square_of_one_plus, steps))
+@theorem("Potential function", "Aizerman et al.", st.tuples(cases, st.integers(1, 2)),
+         along(FEW, steps=(1, 2), squares=[True])
+         + along(FEW, steps=(1, 2), twice_as_wide=(False, True)), any_features)
+def potential(case, steps=1, gradient=mean_squared_gradient, phi=squares,
+              kernel=lambda a, b: (1 + a @ b) ** 2):
+    """A sum of kernels  =  the layer on the features φ(x) after a run from W₀ = 0."""
+    _, X, Y, x, eta = case
+    zero = 0 * np.multiply.outer(Y[0], phi(X)[0])
+    W, E, _ = gradient_descent(zero, phi(X), Y, eta, steps, gradient)
+    return kernel_prediction(E, np.tile(X, (steps, 1)), x, kernel), phi(x) @ W.T
 
 
-@pytest.mark.proves("Potential function", "Aizerman et al.")
-def test_gradient_descent_on_any_features_is_a_sum_of_their_kernel_for_every_loss():
-    phi, psi = unknown("phi"), unknown("psi")
-    maps = {"any φ: ℝᵈ → ℝᵈ": (phi, lambda a, b: phi(a) @ phi(b)),
-            "any φ: ℝᵈ → ℝ²ᵈ": (lambda x: np.concatenate([phi(x), psi(x)], axis=-1),
-                               lambda a, b: phi(a) @ phi(b) + psi(a) @ psi(b)),
-            "(1 + x·x')²": (squares, square_of_one_plus)}
-    for shape in FEW:
-        case = symbolic_regression(**shape)
-        for name, (features, kernel) in maps.items():
-            for steps in (1, 2):
-                both = potential(case, features, kernel, steps, unknown_loss)
-                assert_proved(*both, **shape, steps=steps, **{name: True})
-
-
-def other_kernel(a, b):
-    return 1 + a @ b + (a @ b) ** 2
-
-
-@pytest.mark.breaks("Potential function", "a kernel of other features")
-@example((*smallest[:2], *fractions([[[1]], [[1]]]), smallest[-1]))
-@given(regressions())
-def test_with_the_kernel_of_other_features_the_sum_is_another_function(case):
-    assert_differ(*potential(case, squares, other_kernel))
-
-
-@pytest.mark.breaks("Potential function", "a kernel of other features")
-def test_with_the_kernel_of_other_features_the_smallest_difference_is_what_it_leaves_out():
-    difference = assert_refuted(*potential(symbolic_regression(), squares, other_kernel))
-    assert str(difference) == "- X0_0*Y0_0*eta*x0_0"
+@broken(potential, "a kernel of other features", cases, symbols,
+        smallest._replace(Y=fractions([[1]])), difference="- X0_0*Y0_0*eta*x0_0")
+def with_the_kernel_of_other_features(case):
+    return potential(case, kernel=lambda a, b: 1 + a @ b + (a @ b) ** 2)
 
 
 # ---- Dai et al. ---------------------------------------------------------------------------------
 
-def demonstration_shapes(m, n, d, d_k, d_v):
-    return dict(c=(m, d), x=(n, d), k=(d, d_k), v=(d, d_v), q=(d_k,))
-
-
-@st.composite
-def demonstrations(draw):
+def demonstrations(numbers, m=1, n=1, d=1, d_k=1, d_v=1, descent=False):
     """Demonstrations (m, d), query tokens (n, d), w_k (d, d_k), w_v (d, d_v), a query (d_k,)."""
-    rng = draw(case_rngs)
-    shape = demonstration_shapes(*(draw(sizes) for _ in range(5)))
-    return tuple(uniform(rng, *s) for s in shape.values())
+    shapes = dict(c=(m, d), x=(n, d), k=(d, d_k), v=(d, d_v), q=(d_k,))
+    return tuple(numbers(name, *shape) for name, shape in shapes.items())
 
 
-def symbolic_demonstrations(**shape):
-    return [variables(name, *s) for name, s in demonstration_shapes(**shape).items()]
+random_demonstrations = st.tuples(case_rngs, *[sizes] * 5).map(lambda drawn: demonstrations(
+    lambda _, *shape: uniform(drawn[0], *shape), *drawn[1:]))
+symbolic_demonstrations = partial(demonstrations, variables)
+DAI = "Demonstrations are a weight update", "Dai et al. §3"
 
 
-def relaxed_attention(context, x, w_k, w_v, q, normalized=False):
-    """(W_ZSL + ΔW_ICL) q, and attention to [demonstrations; query tokens]."""
-    both = np.concatenate([context, x])
-    answer = (weight_update(x @ w_v, x @ w_k) + icl_weight_update(context, w_k, w_v)) @ q
-    attention = lin_attn(both @ w_v, both @ w_k, q)
-    if normalized:
-        return answer / (x @ w_k @ q).sum(), attention / (both @ w_k @ q).sum()
-    return answer, attention
+@theorem(*DAI, random_demonstrations, shapes(
+    every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2), d_v=(1,))
+    + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
+    every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic_demonstrations)
+def relaxed_attention(context, x, w_k, w_v, q):
+    """(W_ZSL + ΔW_ICL) q  =  attention to [demonstrations; query tokens]."""
+    tokens = np.concatenate([context, x])
+    updated = weight_update(x @ w_v, x @ w_k) + icl_weight_update(context, w_k, w_v)
+    return updated @ q, lin_attn(tokens @ w_v, tokens @ w_k, q)
 
 
-@pytest.mark.proves("Demonstrations are a weight update", "Dai et al. §3")
-@given(demonstrations())
-def test_attention_to_demonstrations_and_query_tokens_is_zero_shot_weights_plus_an_update(case):
-    assert_exactly_equal(*relaxed_attention(*case))
+@theorem(*DAI, None, every(m=(1, 2), n=(1,), d=(2,), d_k=(1, 2), d_v=(1, 2), descent=[True]),
+         symbolic_demonstrations)
+def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
+    """On L = −Σ_i v_i·W k_i, whose error signals are the values, from any W."""
+    K, V, W = context @ w_k, context @ w_v, variables("W", w_v.shape[1], w_k.shape[1])
+    step, E, _ = gradient_descent(W, K, V, 1, gradient=lambda outputs, V: -V)
+    expected = W - gradient_of(-(V * (K @ W.T)).sum(), W)
+    return (step, W + icl_weight_update(context, w_k, w_v), E), (expected, expected, V)
 
 
-@pytest.mark.proves("Demonstrations are a weight update", "Dai et al. §3")
-def test_all_demonstrations_are_a_weight_update_for_all_weights_and_queries():
-    for shape in shapes(every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2), d_v=(1,))
-                        + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
-                        every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))):
-        assert_proved(*relaxed_attention(*symbolic_demonstrations(**shape)), **shape)
-
-
-@pytest.mark.breaks("Demonstrations are a weight update", "dividing by Σ q·k on both sides")
-@example((*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
-@given(demonstrations())
-def test_with_a_normalizer_the_zero_shot_weights_and_the_update_do_not_add(case):
-    assert_differ(*relaxed_attention(*case, normalized=True))
-
-
-@pytest.mark.breaks("Demonstrations are a weight update", "dividing by Σ q·k on both sides")
-def test_with_a_normalizer_the_update_leads_to_another_function():
-    case = symbolic_demonstrations(m=1, n=1, d=1, d_k=1, d_v=1)
-    assert_refuted(*relaxed_attention(*case, normalized=True))
+@broken(relaxed_attention, "dividing by Σ q·k on both sides", random_demonstrations,
+        [symbolic_demonstrations()], (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
+def with_a_normalizer_the_weights_and_the_update_do_not_add(context, x, w_k, w_v, q):
+    answer, attention = relaxed_attention(context, x, w_k, w_v, q)
+    scores = np.concatenate([context, x]) @ w_k @ q
+    return answer / scores[len(context):].sum(), attention / scores.sum()
 
 
 # ---- One sum, three names -----------------------------------------------------------------------
 
 def regression_tokens(case):
     """The tokens (x_i, y_i), and von Oswald's key and value weights as rows take them."""
-    W0, X, Y, _, eta = case
-    weights = gd_weights(W0, eta, len(X))
-    tokens = np.concatenate([X, Y], axis=1)
-    return tokens, weights.w_k.T[:, :X.shape[1]], weights.w_v.T[:, X.shape[1]:]
+    weights, d_in = gd_weights(case.W0, case.eta, len(case.X)), case.X.shape[1]
+    return np.hstack([case.X, case.Y]), weights.w_k.T[:, :d_in], weights.w_v.T[:, d_in:]
 
 
+@theorem("One sum, three names", "all three papers", cases, FEW, symbolic_regression)
 def three_names(case):
     """b_KV, by Theorem 4.1, 4.5 and its sum, Dai's ΔWᵀ, and −(n/η) times von Oswald's ΔWᵀ."""
     W0, X, Y, _, eta = case
     tokens, w_k, w_v = regression_tokens(case)
-    step = gradient_descent(W0, X, Y, eta)[0] - W0
     b_kv = linear_bias(tokens, w_k, w_v, 0 * W0.T)
     return (attention_bias(tokens @ w_k, tokens @ w_v).kv, key_value_matrix(X, X @ W0.T - Y),
-            icl_weight_update(tokens, w_k, w_v).T, -(len(X) / eta) * step.T), (b_kv,) * 4
+            icl_weight_update(tokens, w_k, w_v).T,
+            -(len(X) / eta) * (case.trained() - W0).T), (b_kv,) * 4
 
 
-def targets_as_values(case):
-    """The sum with −y in the place of W₀ x − y, and −(n/η) times the step."""
+@broken(three_names, "values −y, though W₀ ≠ 0", cases, symbols, smallest,
+        difference="- W0_0*X0_0^2")     # W₀ times the Hessian
+def with_the_targets_as_values(case):
     W0, X, Y, _, eta = case
-    step = gradient_descent(W0, X, Y, eta)[0] - W0
-    return key_value_matrix(X, -Y), -(len(X) / eta) * step.T
+    return key_value_matrix(X, -Y), -(len(X) / eta) * (case.trained() - W0).T
 
 
-@pytest.mark.proves("One sum, three names", "ICLCA, Dai, von Oswald")
-@given(regressions())
-def test_b_kv_and_the_icl_weight_update_and_the_gradient_step_are_one_array(case):
-    assert_exactly_equal(*three_names(case))
-
-
-@pytest.mark.proves("One sum, three names", "ICLCA, Dai, von Oswald")
-def test_b_kv_and_the_icl_weight_update_and_the_gradient_step_are_the_same_polynomials():
-    for shape in FEW:
-        assert_proved(*three_names(symbolic_regression(**shape)), **shape)
-
-
-@pytest.mark.breaks("One sum, three names", "values −y, though W₀ ≠ 0")
-@example(smallest)
-@given(regressions())
-def test_with_the_targets_as_values_the_sum_is_no_gradient_step(case):
-    assert_differ(*targets_as_values(case))
-
-
-@pytest.mark.breaks("One sum, three names", "values −y, though W₀ ≠ 0")
-def test_with_the_targets_as_values_what_is_missing_is_w0_times_the_hessian():
-    difference = assert_refuted(*targets_as_values(symbolic_regression()))
-    assert str(difference) == "- W0_0*X0_0^2"
-
-
+@theorem("Converting a context is a step", "Thm 4.5, Prop 1", cases, FEW, symbolic_regression)
 def converted_regression(case, start=1):
-    """Attention from the converted context, beside start · W₀ x, and LSA; the stepped layer."""
-    W0, X, Y, x, eta = case
+    """Attention from the converted context, beside W₀ x, and LSA  =  the stepped layer."""
+    W0, X, _, x, eta = case
     tokens, w_k, w_v = regression_tokens(case)
     bias = attention_bias(tokens @ w_k, tokens @ w_v)
     nothing = 0 * x, 0 * (x @ W0.T)       # the test inputs attend to the bias alone
     attention, _ = parallel_attention(x, *nothing, bias, normalize=False)
-    query = np.concatenate([x, -x @ W0.T], axis=1)
-    _, moved = lsa(tokens, query, gd_weights(W0, eta, len(X)))
-    W, _, _ = gradient_descent(W0, X, Y, eta)
+    _, moved = lsa(tokens, np.hstack([x, -x @ W0.T]), gd_weights(W0, eta, len(X)))
     from_bias = start * (x @ W0.T) - eta / len(X) * attention
-    return (from_bias, -moved[:, X.shape[1]:]), (x @ W.T,) * 2
+    return (from_bias, -moved[:, X.shape[1]:]), (x @ case.trained().T,) * 2
 
 
-@pytest.mark.proves("Converting a regression context is a step", "Thm 4.1, 4.5, Prop 1")
-@given(regressions())
-def test_converting_a_regression_context_by_iclca_is_a_gradient_step(case):
-    assert_exactly_equal(*converted_regression(case))
+@broken(converted_regression, "leaving out W₀ x", cases, symbols, smallest,
+        difference="- W0_0*x0_0")
+def without_the_start_of_the_weights(case):
+    return converted_regression(case, start=0)
 
 
-@pytest.mark.proves("Converting a regression context is a step", "Thm 4.1, 4.5, Prop 1")
-def test_converting_any_regression_context_is_a_gradient_step_of_any_rate():
-    for shape in FEW:
-        assert_proved(*converted_regression(symbolic_regression(**shape)), **shape)
+# ---- What the functions do with their arguments -------------------------------------------------
+
+def kernel(a, b):
+    """A kernel that is not symmetric."""
+    return (a[0] + a[1] * b[0] + b[1] * b[1]) * (a[1] + b[0] * b[1])
 
 
-@pytest.mark.breaks("Converting a regression context is a step", "leaving out W₀ x")
-@example(smallest)
-@given(regressions())
-def test_without_the_start_of_the_weights_the_converted_context_is_not_the_stepped_layer(case):
-    assert_differ(*converted_regression(case, start=0))
+attention, predict = lambda q, K, V: lin_attn(V, K, q), partial(kernel_prediction, kernel=kernel)
+CASES = [
+    case("lin_attn", attention, "q:rk K?:nk V?:nv"),
+    case("lin_attn, one query", attention, "q!:k K:nk V:nv"),
+    case("lin_attn, one context", attention, "q:rk K!:nk V!:nv"),
+    case("weight_update", weight_update, "E:no X:ni"),
+    case("icl_weight_update", icl_weight_update, "context:nd w_k?:dk w_v?:dv"),
+    case("dual_form", dual_form, "W0?:oi E:no X:ni x:ri"),
+    case("dual_form, one input", dual_form, "W0?:oi E:no X:ni x!:i"),
+    case("dual_form, one layer", dual_form, "W0!:oi E?:no X=:ni x:ri"),
+    case("gradient_descent", partial(gradient_descent, eta=1), "W0!:oi X!:ni Y!:no", float),
+    case("kernel_prediction", predict, "alpha!:no X!:ni x:i"),
+    case("kernel_prediction of rows", predict, "alpha!:n X!:ni x:ri")]
+test_batches, test_types = batches(*CASES), float_types(*CASES)
 
 
-@pytest.mark.breaks("Converting a regression context is a step", "leaving out W₀ x")
-def test_without_the_start_of_the_weights_w0_x_is_missing():
-    difference = assert_refuted(*converted_regression(symbolic_regression(), start=0))
-    assert str(difference) == "- W0_0*x0_0"
+def test_each_output_of_a_potential_function_has_its_own_weights():
+    K, V, q = (uniform(np.random.default_rng(n), n, 2) for n in (3, 3, 5))
+    expected = np.stack([sum(v * kernel(k, x) for k, v in zip(K, V)) for x in q])
+    assert_exactly_equal(predict(V, K, q), expected)
+    assert_exactly_equal(predict(V[:, 1], K, q), expected[:, 1])
 
 
-# ---- Batches ------------------------------------------------------------------------------------
-
-@given(rngs, sizes, sizes, sizes)
-def test_each_entry_of_a_batch_is_the_function_of_its_parts(rng, n, d, d_v):
-    tasks = 2, 3
-    K, V, q, W0 = (uniform(rng, *tasks, *s) for s in ((n, d), (n, d_v), (2, d), (d_v, d)))
-    w_k, w_v, one = uniform(rng, d, 2), uniform(rng, d, 1), q[0, 0, 0]
-    results = [(lin_attn(V, K, q), lambda t: lin_attn(V[t], K[t], q[t])),
-               (lin_attn(V, K, one), lambda t: lin_attn(V[t], K[t], q[0, 0, 0])),
-               (lin_attn(V[0, 0], K[0, 0], q), lambda t: lin_attn(V[0, 0], K[0, 0], q[t])),
-               (lin_attn(V[0], K[0], q), lambda t: lin_attn(V[0, t[1]], K[0, t[1]], q[t])),
-               (dual_form(W0, V, K, q), lambda t: dual_form(W0[t], V[t], K[t], q[t])),
-               (dual_form(W0, V, K, one), lambda t: dual_form(W0[t], V[t], K[t], q[0, 0, 0])),
-               (dual_form(W0[0, 0], V, K, q), lambda t: dual_form(W0[0, 0], V[t], K[t], q[t])),
-               (weight_update(V, K), lambda t: weight_update(V[t], K[t])),
-               (icl_weight_update(K, w_k, w_v), lambda t: icl_weight_update(K[t], w_k, w_v))]
-    for batch, part in results:
-        for task in np.ndindex(tasks):
-            assert_exactly_equal(batch[task], part(task))
+@pytest.mark.parametrize("fraction", [0.75, Fraction(3, 4)])
+def test_a_kernel_may_return_whole_numbers_before_fractions(fraction):
+    X = np.array([[0], [1]], type(fraction))
+    assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: fraction if x_i[0] else 0) == fraction
 
 
-@given(rngs, sizes, sizes, sizes)
-def test_one_query_is_one_row(rng, n, d, d_v):
-    W0, K, V, q = (uniform(rng, *s) for s in ((d_v, d), (n, d), (n, d_v), (5, d)))
-    assert lin_attn(V, K, q[0]).shape == (d_v,)
-    assert_exactly_equal(lin_attn(V, K, q[0]), lin_attn(V, K, q)[0])
-    assert_exactly_equal(lin_attn(V, K, q[0]), sum(v * (k @ q[0]) for k, v in zip(K, V)))
-    assert_exactly_equal(dual_form(W0, V, K, q[0]), dual_form(W0, V, K, q)[0])
+def test_arrays_may_be_one_array_or_views_of_any_layout():
+    x = np.random.default_rng(0).integers(-9, 9, (2, 4, 4))
+    K, V, apart = x[..., :2], x[..., 1:3], x[0].astype(float)
+    assert_exactly_equal(lin_attn(V, K, K), K @ (K.mT @ V))
+    assert_exactly_equal([lin_attn(x, x, x), weight_update(x, x)], [x @ (x.mT @ x), x.mT @ x])
+    run, expected = (gradient_descent(*data, 0.5) for data in ([apart] * 3, np.stack([apart] * 3)))
+    assert_close(run, expected, ulps=0)
+    for y in layouts(x):
+        assert_exactly_equal(dual_form(y, y, y, y), dual_form(x, x, x, x))
+        assert_exactly_equal(predict(y[0], y[0], y), predict(x[0], x[0], x))
 
 
-@given(rngs, sizes, sizes, sizes)
-def test_a_potential_function_takes_any_axes_one_output_or_several_and_any_kernel(rng, n, d, d_out):
-    X, alpha, x = uniform(rng, n, d), uniform(rng, n, d_out), uniform(rng, 2, 3, d)
-
-    def asymmetric(a, b):
-        return a[0] * a[0] * b[-1] + a.sum()
-
-    predicted = kernel_prediction(alpha, X, x, asymmetric)
-    for place in np.ndindex(2, 3):
-        expected = sum(a * asymmetric(x_i, x[place]) for a, x_i in zip(alpha, X))
-        assert_exactly_equal(predicted[place], expected)
-        assert_exactly_equal(kernel_prediction(alpha, X, x[place], asymmetric), expected)
-    assert_exactly_equal(kernel_prediction(alpha[:, 0], X, x, asymmetric), predicted[..., 0])
+def test_pythons_numbers_leave_float32_and_numpys_own_do_not():
+    W0, X, Y = (np.ones(s, np.float32) for s in ((1, 2), (3, 2), (3, 1)))
+    for eta, dtype in (0.125, np.float32), (1, np.float32), (np.float64(0.125), np.float64):
+        assert [x.dtype for x in gradient_descent(W0, X, Y, eta)] == [dtype, dtype, np.float32]
 
 
-def test_a_kernel_may_return_an_integer_first_and_a_fraction_of_one_later():
-    X, x = np.array([[0.0], [1.0]]), np.array([1.0])
-    predicted = kernel_prediction(np.array([1.0, 1.0]), X, x, lambda a, b: 0.7 if a @ b else 0)
-    assert predicted == 0.7
+def test_whole_numbers_and_mixed_types_are_promoted_and_not_cut():
+    _, X, Y = data = [np.arange(np.prod(s)).reshape(s) for s in ((2, 3), (4, 3), (4, 2))]
+    expected = gradient_descent(*(x.astype(float) for x in data), 0.3, 2)
+    for types in (int, int, int), (int, float, float), (np.float32, int, float), (float, int, int):
+        run = gradient_descent(*map(np.ndarray.astype, data, types), 0.3, 2)
+        assert_close(run[:2], expected[:2], ulps=64)
+    np.testing.assert_array_equal(lin_attn(Y / 2, X, X.astype(np.float32)), X @ (X.T @ Y) / 2)
 
 
-# ---- Arithmetic and bad input -------------------------------------------------------------------
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("eta", [0.1, np.float64(0.1), np.array(0.1), np.float32(0.1)])
-def test_float_data_keep_their_type_whatever_the_type_of_the_rate(dtype, eta):
-    rng = np.random.default_rng(0)
-    shape = regression_shapes(4, 3, 2, 5).values()
-    W0, X, Y, x = (rng.standard_normal(s).astype(dtype) for s in shape)
-    W, E, seen = gradient_descent(W0, X, Y, eta, 3)
-    results = [W, E, seen, dual_form(W0, E, seen, x), lin_attn(Y, X, x), weight_update(Y, X),
-               icl_weight_update(X, X[:3], Y[:3]), mean_squared_gradient(Y, Y),
-               kernel_prediction(Y, X, x, lambda a, b: a @ b)]
-    assert {a.dtype for a in results} == {np.dtype(dtype)}
-
-
-def test_no_step_leaves_the_weights_and_records_nothing_and_the_arguments_stay_as_they_are():
-    W0, X, Y = (np.ones(s) for s in ((2, 3), (4, 3), (4, 2)))
+def test_no_step_records_nothing_and_arguments_stay():
+    W0, X, Y = a(2, 3), a(4, 3), a(4, 2)
     W, E, seen = gradient_descent(W0, X, Y, 0.1, 0)
-    assert E.shape == (0, 2) and seen.shape == (0, 3) and W is not W0
-    np.testing.assert_array_equal(W, W0)
-    _, E, seen = gradient_descent(W0, X, Y, 0.1, 3)
-    assert E.shape == (12, 2) and seen.shape == (12, 3)
-    assert (W0 == 1).all() and (X == 1).all() and (Y == 1).all()
+    assert E.shape == (0, 2) and seen.shape == (0, 3) and (W == W0).all()
+    for steps in 0, 1, 2:
+        assert_arguments_stay(partial(gradient_descent, eta=0.1, steps=steps), W0, X, Y)
+    for function, *arguments in ((dual_form, W0, Y, X, X), (predict, Y, X, X), (lin_attn, Y, X, X),
+                                 (weight_update, Y, X), (icl_weight_update, X, X.T, X.T)):
+        assert_arguments_stay(function, *arguments)
 
 
-@pytest.mark.parametrize("call", [
-    lambda a: lin_attn(a(3, 2), a(4, 2), a(2)),
-    lambda a: lin_attn(a(3, 2), a(3, 2), a(3)),
-    lambda a: lin_attn(a(1, 2), a(3, 2), a(2)),
-    lambda a: lin_attn(a(2, 3, 2), a(2, 3, 2), a(5, 2)),
-    lambda a: lin_attn(a(2, 3, 2), a(2, 3, 2), a(3, 5, 2)),
-    lambda a: weight_update(a(3, 2), a(1, 2)),
-    lambda a: dual_form(a(2, 2), a(3, 1), a(3, 2), a(2)),
-    lambda a: dual_form(a(1, 2), a(3, 1), a(1, 2), a(2)),
-    lambda a: mean_squared_gradient(a(3, 2), a(1, 2)),
-    lambda a: gradient_descent(a(1, 2), a(3, 2), a(1, 1), 1),
-    lambda a: gradient_descent(a(1, 2), a(3, 2), a(3), 1),
-    lambda a: gradient_descent(a(1, 1), a(3, 2), a(3, 1), 1),
-    lambda a: gradient_descent(a(1, 2), a(0, 2), a(0, 1), 1),
-    lambda a: gradient_descent(a(2, 1, 2), a(2, 3, 2), a(2, 3, 1), 1),
-    lambda a: gradient_descent(a(1, 2), a(3, 2), a(3, 1), 1, steps=-1),
-    lambda a: kernel_prediction(a(3), a(2, 2), a(2), np.dot),
-    lambda a: kernel_prediction(a(3), a(3, 2), a(3), np.dot),
-    lambda a: kernel_prediction(a(2, 3), a(2, 3, 2), a(2), np.dot),
-    lambda a: icl_weight_update(a(3, 2), a(3, 2), a(2, 2))])
-def test_data_that_do_not_fit_are_refused(call):
-    with pytest.raises(ValueError):
-        call(lambda *shape: np.ones(shape))
+def calls(function, names, *shapes):
+    """The function at ones of these shapes, and the names and shapes for its message."""
+    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), each) if name != "_"),
+             partial(function, *(a(*s) for s in each))) for each in shapes]
+
+
+descend = partial(gradient_descent, eta=1.0)
+test_mistakes = refused(
+    *calls(attention, "q K V", ((2,), (4, 2), (3, 2)), ((2,), (3, 4), (3, 2)),
+           ((3,), (3, 2), (3, 2)), ((2,), (3, 2), (1, 2)), ((5, 2), (2, 3, 2), (2, 3, 2)),
+           ((2,), (3, 2), (3,)), ((3, 5, 2), (2, 3, 2), (2, 3, 2)), ((4,), (2, 3, 4), (1, 3, 4))),
+    *calls(weight_update, "E X", ((3, 2), (1, 2)), ((4, 2), (1, 3)), ((3,), (3, 2)),
+           ((2, 3, 2), (3, 2)), ((1, 3, 2), (2, 3, 2))),
+    *calls(dual_form, "W0 E X _", ((2, 2), (3, 1), (3, 2), (2,)), ((1, 4), (3, 6), (3, 4), (4,)),
+           ((1, 2), (3, 1), (1, 2), (2,)), ((2, 1, 2), (3, 1), (3, 2), (2,))),
+    *calls(dual_form, "_ V K q", ((6, 4), (2, 3, 6), (2, 3, 4), (2, 4))),
+    *calls(descend, "W0 X Y", ((1, 2), (3, 2), (1, 1)), ((1, 2), (3, 2), (3,)),
+           ((1, 1), (3, 2), (3, 1)), ((1, 2), (2, 3, 2), (2, 3, 1))),
+    *calls(descend, "_ X _", ((1, 2), (0, 2), (0, 1)), ((4, 1, 2), (4, 3, 2), (4, 3, 1))),
+    ("steps = -1", lambda: descend(a(1, 2), a(3, 2), a(3, 1), steps=-1)),
+    *[(words, lambda E=E: descend(a(2, 2), a(3, 2), a(3, 2), gradient=lambda F, Y: E))
+      for E, words in [(a(3, 1), "dimension 1"), (a(1, 2), "E (1, 2), X (3, 2)")]],
+    *calls(predict, "_ X _", ((3,), (2, 2), (2,)), ((2,), (2, 2, 2), (2,)), ((1,), (3, 2), (2,)),
+           ((3,), (3, 2), (3,)), ((2, 2, 1), (2, 2, 2), (2,))),
+    *calls(icl_weight_update, "context w_k w_v", ((3, 2), (3, 2), (2, 2)),
+           ((3, 2), (2, 2), (5, 2, 2)), ((3, 2), (5, 2, 2), (2, 2))),
+    *[(f"X; {t}", lambda t=t: weight_update(a(3, 2), a(3, 2).astype(t)))
+      for t in ("bool", "uint8", "float16")])

@@ -262,10 +262,10 @@ def test_what_is_empty_is_not_counted_and_each_shape_is_counted_once():
     compared.clear()
     nothing = np.zeros((0, 2), object)
     assert_proved(nothing, nothing, M=0)
-    assert compared == set()
+    assert not compared
     for _ in range(2):
         assert_proved(np.array([x]), np.array([x]), M=1)
-    assert compared == {("every input", (("M", 1),))}
+    assert list(compared) == [("every input", (("M", 1),))]
     compared.clear()
 
 

@@ -150,8 +150,7 @@ test_batches, test_types = batches(*CASES), float_types(*CASES)
 test_mistakes = refused(
     ("got 3", lambda: rope_frequencies(3)),
     ("got -2", lambda: rope_frequencies(-2)),
-    ("theta (1, 2)", lambda: rope(np.arange(3), a(1, 2))),
-    ("positions; uint8", lambda: rope(np.arange(3, dtype=np.uint8), a(2))),
+    ("cos (3, 1, 2)", lambda: rotate(a(3, 4), *rope(np.arange(3), a(1, 2)))),
     *[(f"cos {cos}", lambda x=x, cos=cos: rotate(a(*x), a(*cos), a(*cos))) for x, cos in [
         ((3, 2), (3, 2)), ((1, 4), (3, 2)), ((3, 4), (5, 2)), ((3, 5), (3, 2)), ((3, 4), (4, 3, 2)),
         ((2, 3, 4), (3, 3, 2)), ((2, 3, 4), (1, 3, 2))]],
