@@ -162,6 +162,8 @@ def main(argv=None):
     cli.add_argument("--part", choices=["test", "choices"], default="test", help="of the texts")
     cli.add_argument("--quick", action="store_true", help="the tiny model; two texts, one draw")
     a = cli.parse_args(argv)
+    if a.generate < 0:
+        cli.error(f"--generate is from 0 on, not {a.generate}")
     quick, rng, start = a.quick or not a.file, np.random.default_rng(0), time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -171,9 +173,10 @@ def main(argv=None):
                 gguf.write_tiny(path, rng)
             model, tokenizer, kv_heads = gguf.read(path)
         if a.prompt is not None or not quick:
-            ids = encode(ITALY if a.prompt is None else a.prompt, tokenizer) or [BOS]
+            prompt = ITALY if a.prompt is None else a.prompt
+            ids = encode(prompt, tokenizer) or [BOS]
             text = decode(continuation(model, ids, a.generate), tokenizer)
-            print(f"{a.prompt or ITALY!r} goes on: {text!r}")
+            print(f"{prompt!r} goes on: {text!r}")
             if a.prompt is not None:
                 return 0
     except (OSError, ValueError) as error:

@@ -67,6 +67,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the contexts; 5: to choose by")
     parser.add_argument("--quick", action="store_true", help="the tiny random model, 2 contexts")
     arguments = parser.parse_args(argv)
+    if arguments.generate < 0:
+        parser.error(f"--generate is from 0 on, not {arguments.generate}")
     quick, rng = arguments.quick or not arguments.folder, np.random.default_rng(arguments.seed)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +87,8 @@ def main(argv=None):
         return 2
 
     def show(name, ids, biases=None):
-        text = decode(continuation(model, ids, n, biases), tokens)
-        print(f"goes on, {name:22}{text!r}")
+        added = continuation(model, ids, min(n, model.max_length - len(ids)), biases)
+        print(f"goes on, {name:22}{decode(added, tokens)!r}")
 
     found, seconds, sizes = defaultdict(list), defaultdict(list), (4, 8) if quick else SIZES
     pairs = stories(model, rng, *((6, 20) if quick else (24,)))[:2 if quick else None]
