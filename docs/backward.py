@@ -1,15 +1,13 @@
-"""The gradient of a transformer of linear attention, and Adam: what it takes to train one.
+"""The gradient of a transformer of linear attention, which is linear attention again; and Adam.
 
-The backward pass of linear attention is linear attention. Let A(q, k, v; s) be attention without
-normalizer and rotations, o_i = Σ_{j≤i} (q_i·k_j) v_j + sᵀ q_i, with the last state s' = s + Σ_j
-k_j v_jᵀ, and Ā the same function run backwards in time. With g_i = ∂L/∂o_i and G = ∂L/∂s'
+Let A(q, k, v; s) be attention without normalizer and rotations, o_i = Σ_{j≤i} (q_i·k_j) v_j + sᵀ
+q_i with the last state s' = s + Σ_j k_j v_jᵀ, and Ā the same run backwards in time. Then, with g
+for ∂L/∂o and G for ∂L/∂s' (docs/derivation.md; as sums: Katharopoulos et al. 2020, §3.3.1)
 
     ∂L/∂q = A(g, v, k; sᵀ)      ∂L/∂k = Ā(v, g, q; Gᵀ)      ∂L/∂v, ∂L/∂s = Ā(k, q, g; G)
 
-and `linear_gradients` is these three lines. The rest is the chain rule. The forward pass is that of
-linear_transformer.py itself: it runs with functions that write down what went in and came out, and
-the backward pass reads these notes from the end. Symbols are those of linear_transformer.py; d_x
-stands for ∂L/∂x. Cumulative sums as the gradients: Katharopoulos et al. 2020 (2006.16236), §3.3.1.
+The rest is the chain rule, d_x for ∂L/∂x: the forward pass is that of linear_transformer.py with
+functions that note what goes in and comes out, and the backward pass takes the notes from the end.
 """
 
 import sys
@@ -18,192 +16,140 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from linear_transformer import (Bias, Layer, chunked_attention, elu_plus_one, gelu, identity, layer_norm,
-                                relu, rotate_at, run_layers)
+from linear_transformer import (Bias, Layer, chunked_attention, elu_plus_one, forward, gelu,
+                                identity, layer_norm, relu, rotate_at)
 
-
-# ---- Functions of entries and of tokens: y = f(x) and g = ∂L/∂y give ∂L/∂x ------------------------
 
 def gelu_backward(x, y, g):
-    """With t = tanh(u), y = x (1 + t)/2: dy/dx = (1 + t)/2 + x (1 − t²)/2 · du/dx."""
+    """y = x (1 + t)/2 with t = tanh(u): dy/dx = (1 + t)/2 · (1 + x (1 − t) du/dx)."""
     c, square = (2 / np.pi) ** 0.5, x * x
     t = np.tanh(c * x * (1 + 0.044715 * square))
     return g * (1 + t) / 2 * (1 + x * (1 - t) * (c + 3 * 0.044715 * c * square))
 
 
 def layer_norm_backward(x, y, g):
-    """(g − mean(g) − y mean(g y)) / σ, where y = (x − mean(x)) / σ, over the last axis."""
-    sigma = np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+    """(g − mean(g) − y mean(g y)) / σ for y = (x − mean(x)) / σ."""
     mean_g, mean_gy = (a.mean(axis=-1, keepdims=True) for a in (g, g * y))
-    return (g - mean_g - y * mean_gy) / sigma
+    return (g - mean_g - y * mean_gy) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
 
 
-BACKWARD = {identity: lambda x, y, g: g,
-            relu: lambda x, y, g: g * (x > 0),
-            elu_plus_one: lambda x, y, g: g * np.minimum(y, 1),   # exp(x) below 0, 1 above
-            gelu: gelu_backward,
-            layer_norm: layer_norm_backward}
+# of y = f(x), from x, y and g = ∂L/∂y to ∂L/∂x
+BACKWARD = {identity: lambda x, y, g: g, relu: lambda x, y, g: g * (x > 0),
+            elu_plus_one: lambda x, y, g: g * np.minimum(y, 1),   # 1, and exp(x) below 0
+            gelu: gelu_backward, layer_norm: layer_norm_backward}
 
 
-# ---- Attention: the theorem ------------------------------------------------------------------------
-
-def A(q, k, v, s):
-    """o_i = Σ_{j≤i} (q_i·k_j) v_j + sᵀ q_i and s' = s + Σ_j k_j v_jᵀ: s (..., d_k, d_v)."""
+def A(q, k, v, s, time=1):
+    """o_i = Σ_{j≤i} (q_i·k_j) v_j + sᵀ q_i, s' = s + Σ_j k_j v_jᵀ; time = −1: with j ≥ i, Ā."""
+    q, k, v = (x[..., ::time, :] for x in (q, k, v))
     o, last = chunked_attention(q, k, v, Bias(s, 0 * s.sum(axis=-1)), normalize=False)
-    return o, last.kv
-
-
-def reversed_in_time(q, k, v, s):
-    """Ā: the same with Σ_{j≥i}."""
-    o, last = A(*(x[..., ::-1, :] for x in (q, k, v)), s)
-    return o[..., ::-1, :], last
+    return o[..., ::time, :], last.kv
 
 
 def linear_gradients(q, k, v, s, g, G):
-    """∂L/∂q, ∂L/∂k, ∂L/∂v and ∂L/∂s of o, s' = A(q, k, v; s), from g = ∂L/∂o and G = ∂L/∂s'."""
+    """The theorem: d_q, d_k, d_v, d_s of o, s' = A(q, k, v, s), from g = d_o and G = d_s'."""
     d_q, _ = A(g, v, k, s.mT)
-    d_k, _ = reversed_in_time(v, g, q, G.mT)
-    d_v, d_s = reversed_in_time(k, q, g, G)
-    return d_q, d_k, d_v, d_s
+    d_k, _ = A(v, g, q, G.mT, time=-1)
+    return d_q, d_k, *A(k, q, g, G, time=-1)
 
 
 def attention_gradients(q, k, v, bias, rope, normalize, o, g, G=None):
-    """∂L/∂q, ∂L/∂k, ∂L/∂v and the Bias of ∂L/∂bias, of o, state = attention(q, k, v, bias, ...).
+    """The gradients of o, state = attention(q, k, v, bias, ...), from g = d_o and G = d_state.
 
-    g (..., n, d_v) is ∂L/∂o, G the Bias of ∂L/∂state, zeros if None. Rotations: q and k are turned,
-    the gradients turned back. Normalizer: o = above/below, so g/below goes into the numerator's
-    pass, and −(g/below)·o into a second one, of keys with the value 1 and without rotations.
+    q and k are turned, their gradients turned back. The normalizer: o = above/below, so g/below
+    enters the numerator's pass, and −(g/below)·o a second one, with the value 1 and not turned.
     """
-    start, places, one = Bias.start(k, v, bias), np.arange(q.shape[-2]) + 1, 0 * v[..., :1] + 1
+    start, one = Bias.start(k, v, bias), np.ones_like(v[..., :1])
+    places = np.arange(q.shape[-2]) + 1
     G = Bias(0 * start.kv, 0 * start.d) if G is None else G.turned(rope, len(places))
-    g_below = 0 * g[..., :1]
     if normalize:
         g = g / A(q, k, one, start.d[..., None])[0]
-        g_below = -(g * o).sum(axis=-1, keepdims=True)
-    turned = (rotate_at(x, rope, places) for x in (q, k))
-    d_rq, d_rk, d_v, d_kv = linear_gradients(*turned, v, start.kv, g, G.kv)
-    d_q, d_k, _, d_d = linear_gradients(q, k, one, start.d[..., None], g_below, G.d[..., None])
-    d_q, d_k = d_q + rotate_at(d_rq, rope, -places), d_k + rotate_at(d_rk, rope, -places)
+    g_below = -(g * o).sum(axis=-1, keepdims=True) * int(normalize)
+    rq, rk = (rotate_at(x, rope, places) for x in (q, k))
+    *turned, d_v, d_kv = linear_gradients(rq, rk, v, start.kv, g, G.kv)
+    *more, _, d_d = linear_gradients(q, k, one, start.d[..., None], g_below, G.d[..., None])
+    d_q, d_k = (rotate_at(t, rope, -places) + m for t, m in zip(turned, more))
     return d_q, d_k, d_v, Bias(d_kv, d_d[..., 0])
 
 
-# ---- The transformer -------------------------------------------------------------------------------
-
-FUNCTIONS = "phi", "norm", "activation"   # of a Transformer
-
-
-def recorded(function, notes):
-    """The same function; each call appends (first argument or all, result) to `notes`."""
-    def call(*arguments):
-        notes.append((arguments if len(arguments) > 1 else arguments[0], function(*arguments)))
-        return notes[-1][1]
-    return call
-
-
-def rows(x):
-    """x (..., d) as a matrix, also for d = 0."""
-    return x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-
-
-def summed(x, ndim):
-    """x summed over its leading axes, down to `ndim`."""
-    return x.sum(axis=tuple(range(x.ndim - ndim)))
-
-
 def block_gradients(layer, model, notes, d_x):
-    """∂L/∂x, a Layer and a Bias of gradients of one `block`, whose notes it takes from the end."""
-    phi, norm, activation = (BACKWARD[getattr(model, name)] for name in FUNCTIONS)
-    inner, hidden = map(rows, notes.pop())
+    """Of one `block`, whose notes it takes from the end: d_x, a Layer and a Bias of gradients."""
+    phi, norm, activation = (BACKWARD[f] for f in (model.phi, model.norm, model.activation))
+    inner, hidden = notes.pop()
     stream, m = (None, None) if model.parallel else notes.pop()
-    arguments, (o, _) = notes.pop()
+    *arguments, (o, _) = notes.pop()
     (k_0, k), (q_0, q), (x, h) = (notes.pop() for _ in range(3))
-
-    d_inner = activation(inner, hidden, rows(d_x) @ layer.w_2.T)
-    d_m = (d_inner @ layer.w_1.T).reshape(d_x.shape)
-    d_stream = d_x if model.parallel else d_x + norm(stream, m, d_m)
-    d_heads, h_heads = d_stream[..., None, :, :], h[..., None, :, :]
+    rows, over = d_x.reshape(len(inner), -1), tuple(range(x.ndim - 2))
+    d_inner = activation(inner, hidden, rows @ layer.w_2.T)
+    d_m = (d_inner @ layer.w_1.T).reshape(x.shape)
+    d_stream, d_h = (d_x, d_m) if model.parallel else (d_x + norm(stream, m, d_m), 0)
+    d_heads, per_head = d_stream[..., None, :, :], h[..., None, :, :]
     d_q, d_k, d_v, d_bias = attention_gradients(*arguments, o, d_heads @ layer.w_o.mT)
     d_qkv = phi(q_0, q, d_q), phi(k_0, k, d_k), d_v
-    d_h = sum((d @ w.mT).sum(axis=-3) for d, w in zip(d_qkv, layer))
-
-    d_layer = Layer(*(summed(h_heads.mT @ d, 3) for d in d_qkv), summed(o.mT @ d_heads, 3),
-                    rows(h if model.parallel else m).T @ d_inner, hidden.T @ rows(d_x),
-                    0 * layer.theta)   # theta is not trained
-    return d_stream + norm(x, h, d_h + d_m if model.parallel else d_h), d_layer, d_bias
+    d_h = d_h + sum((d @ w.mT).sum(axis=-3) for d, w in zip(d_qkv, layer))
+    d_w = [(a.mT @ d).sum(axis=over) for a, d in zip([per_head] * 3 + [o], [*d_qkv, d_heads])]
+    d_mlp = (h if model.parallel else m).reshape(rows.shape).T @ d_inner, hidden.T @ rows
+    return d_stream + norm(x, h, d_h), Layer(*d_w, *d_mlp, 0 * layer.theta), d_bias
 
 
-def cross_entropy(logits, answers):
-    """The mean of −log softmax(logits)[answer], and its gradient: logits (n, vocab_size)."""
-    log_p = logits - logits.max(axis=-1, keepdims=True)
-    log_p = log_p - np.log(np.exp(log_p).sum(axis=-1, keepdims=True))
-    p, right = np.exp(log_p), np.arange(logits.shape[-1]) == answers[:, None]
-    return -log_p[right].mean(), (p - right.astype(p.dtype)) / len(p)
+def gradients(model, tokens, loss, biases=None):
+    """L, a Transformer of gradients and a list of Biases, for loss(logits) -> (L, d_logits)."""
+    def noted(f):
+        return lambda *x: notes.append((*x, f(*x))) or notes[-1][-1]
+
+    functions = dict(phi=model.phi, norm=model.norm, activation=model.activation)
+    if unknown := {name: f for name, f in functions.items() if f not in BACKWARD}:
+        raise TypeError(f"functions without a backward function: {unknown}")
+    with_notes = model._replace(**{name: noted(f) for name, f in functions.items()})
+    notes, biases = [], [None] * len(model.layers) if biases is None else list(biases)
+    logits, _ = forward(with_notes, tokens, biases, noted(chunked_attention))
+    (value, d_logits), (x, h) = loss(logits), notes.pop()
+    d_x = BACKWARD[model.norm](x, h, d_logits @ model.unembed.T)
+    d_unembed = (h.mT @ d_logits).sum(axis=tuple(range(h.ndim - 2)))
+    d_embed, d_layers = 0 * model.embed, list(model.layers)
+    for i in reversed(range(len(biases))):
+        d_x, d_layers[i], d_bias = block_gradients(model.layers[i], model, notes, d_x)
+        served = range(d_bias.kv.ndim - (biases[i].kv.ndim if biases[i] else 3))   # by one bias
+        biases[i] = Bias(*(b.sum(axis=tuple(served)) for b in d_bias))
+    np.add.at(d_embed, tokens, d_x)
+    return value, model._replace(embed=d_embed, layers=tuple(d_layers), unembed=d_unembed), biases
 
 
 def loss_and_gradients(model, tokens, targets, biases=None):
-    """The mean cross entropy, and its gradients: of the model's weights, of what it starts from.
+    """The mean cross entropy of targets (..., n), none where −1, and its gradients.
 
-    tokens and targets (..., n) are integers; a target of −1 is none. Returns the loss, a
-    Transformer of gradients (of theta: 0) and, for each layer, a Bias of gradients in the shape of
-    its bias, or (heads, ...) if it starts from nothing. Raises TypeError for functions that are not
-    in BACKWARD, ValueError and IndexError for targets that do not fit, and as `forward` does.
+    They are a Transformer (theta is not trained: 0) and one Bias for each layer, of the shape of its
+    bias or, without, (heads, ...). A function that is not in BACKWARD raises TypeError.
     """
-    for name in FUNCTIONS:
-        if getattr(model, name) not in BACKWARD:
-            known = ", ".join(f.__name__ for f in BACKWARD)
-            raise TypeError(f"{name} must be one of {known}, got {getattr(model, name)!r}")
-    targets, notes = np.asarray(targets), []
-    asked = targets >= 0
-    if targets.shape != np.shape(tokens) or not asked.any():
-        raise ValueError(f"targets must have the shape of tokens, {np.shape(tokens)}, and hold one "
-                         f"that is not −1, got {targets.shape}")
-    if targets.max() >= model.unembed.shape[1]:
-        raise IndexError(f"targets must be below {model.unembed.shape[1]}, got {targets.max()}")
-    noted = model._replace(**{name: recorded(getattr(model, name), notes) for name in FUNCTIONS})
-    x, _ = run_layers(noted, tokens, biases, recorded(chunked_attention, notes))
+    targets, width = np.asarray(targets), model.unembed.shape[1]
+    right = targets[..., None] == np.arange(width)   # one of a row, or none
+    if targets.shape != np.shape(tokens) or not right.any() or targets.max() >= width:
+        raise ValueError(f"targets must be −1 or below {width}, not all −1, of the tokens' shape")
 
-    h = model.norm(x[asked])
-    loss, d_logits = cross_entropy(h @ model.unembed, targets[asked])
-    d_x, d_layers, d_biases, d_embed = 0 * x, [], [], 0 * model.embed
-    d_x[asked] = BACKWARD[model.norm](x[asked], h, d_logits @ model.unembed.T)
-    for layer, bias in zip(model.layers[::-1], (biases or [None] * len(model.layers))[::-1]):
-        d_x, d_layer, d_bias = block_gradients(layer, model, notes, d_x)
-        ndim = bias.kv.ndim if bias else 3
-        d_layers.insert(0, d_layer)
-        d_biases.insert(0, Bias(summed(d_bias.kv, ndim), summed(d_bias.d, ndim - 1)))
-    np.add.at(d_embed, tokens, d_x)
-    return loss, model._replace(embed=d_embed, layers=tuple(d_layers),
-                                unembed=h.T @ d_logits), d_biases
+    def cross_entropy(logits):
+        z = logits - logits.max(axis=-1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+        d_logits = (np.exp(log_p) - right) * right.any(axis=-1, keepdims=True)
+        return -log_p[right].mean(), d_logits / float(right.sum())
 
+    return gradients(model, tokens, cross_entropy, biases)
 
-# ---- Adam: a tree is an array, or a tuple or list of trees (a Transformer, a list of Biases) --------
 
 def mapped(f, tree, *others):
-    """f of the arrays at the same place of all trees, in a tree like the first."""
+    """f of the arrays at one place of all trees: an array, or a tuple or list of trees."""
     if not isinstance(tree, (tuple, list)):
         return f(tree, *others) if isinstance(tree, np.ndarray) else tree
     parts = [mapped(f, *parts) for parts in zip(tree, *others)]
     return tree._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
 
 
-def arrays(tree):
-    """The arrays of a tree, in order."""
-    found = []
-    mapped(found.append, tree)
-    return found
-
-
 def adam(tree, gradients, rate, moments=None, betas=(0.9, 0.98), clip=1.0):
-    """One step of Adam (Kingma and Ba 2015): the tree and the moments for the next, nothing kept.
-
-        m = β₁ m + (1 − β₁) g,   v = β₂ v + (1 − β₂) g²,   x − rate · (m / c₁) / (√(v / c₂) + 1e-8)
-
-    with c = 1 − βᵗ at step t and g scaled down, if need be, to the norm `clip` of all together.
-    """
+    """One step of Adam, of gradients clipped to norm `clip`: the tree, the moments for the next."""
     t, m, v = moments or (0, mapped(np.zeros_like, tree), mapped(np.zeros_like, tree))
-    norm = sum(float((g * g).sum()) for g in arrays(gradients)) ** 0.5
-    (b1, b2), t, scale = betas, t + 1, min(1.0, clip / max(norm, 1e-30))
+    squares, t, (b1, b2) = [], t + 1, betas
+    mapped(lambda g: squares.append(float((g * g).sum())), gradients)
+    scale = min(1.0, clip / max(sum(squares) ** 0.5, 1e-30))
     m = mapped(lambda m, g: b1 * m + (1 - b1) * scale * g, m, gradients)
     v = mapped(lambda v, g: b2 * v + (1 - b2) * (scale * g) ** 2, v, gradients)
-    c1, c2 = 1 - b1**t, 1 - b2**t
-    return mapped(lambda x, m, v: x - rate * (m / c1) / ((v / c2) ** 0.5 + 1e-8), tree, m, v), (t, m, v)
+    step, least = rate * (1 - b2**t) ** 0.5 / (1 - b1**t), 1e-8 * (1 - b2**t) ** 0.5
+    return mapped(lambda x, m, v: x - step * m / (v ** 0.5 + least), tree, m, v), (t, m, v)

@@ -10,9 +10,9 @@ lengths that it was not trained on; and what its heads look at. One answer in 44
 """
 
 import argparse
+import functools
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,9 @@ from backward import adam, loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, random_transformer, rotate_at
 
-VOCABULARY, TRIGGER, BATCH, RATE = 45, 44, 64, 3e-3
-FULL, QUICK = dict(steps=1_200, length=100), dict(steps=300, length=20)
+VOCABULARY, TRIGGER, BATCH = 45, 44, 64
+FULL = dict(length=100, steps=1_200, rate=3e-3)
+SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))
 np.empty(31 * 2**20, np.uint8)   # once freed, it makes Linux' C library keep freed memory: faster
 
 
@@ -47,31 +48,28 @@ def random_model(rng, dtype=np.float32):
     return model._replace(unembed=model.unembed / 10)
 
 
-def train(seed, steps, length, biases=None, constrain=lambda biases: biases, progress=None):
-    """A model trained from `seed`, its biases, and the losses of all batches (steps,).
+def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=lambda *now: None):
+    """A model that is trained from `seed`, and its biases.
 
     Adam; the loss is of the answer alone. Texts grow from 25 tokens in the first fifth to `length`
-    at 70% (or have `length` throughout, if it is shorter); the rate warms up in 50 steps and falls
-    to 5% along a cosine. `biases` are trained too, if given, and `constrain`ed after each step.
+    at 70% (a shorter `length` is that of all); the rate warms up in 50 steps and falls to 5% along
+    a cosine. `biases` are trained too, if given, and `constrain`ed after each step. Each step ends
+    with watch(step, length of the texts, loss, model, biases).
     """
-    rng = np.random.default_rng(seed)
-    trained, moments, losses = (random_model(rng), biases), None, []
+    rng, moments = np.random.default_rng(seed), None
+    model = random_model(rng)
     for step in range(steps):
         done = step / steps
         n = round(np.interp(done, (0.2, 0.7), (min(25, length), length)))
         context, _, answers = texts(rng, BATCH, n)
         targets = np.full((BATCH, n + 1), -1)
         targets[:, -1] = answers
-        loss, *gradients = loss_and_gradients(trained[0], asked(context), targets, trained[1])
-        rate = RATE * min(1, (step + 1) / 50) * (0.525 + 0.475 * float(np.cos(np.pi * done)))
-        gradients = gradients if biases else (gradients[0], None)
-        (model, now), moments = adam(trained, gradients, rate, moments)
-        trained = model, constrain(now)
-        losses.append(float(loss))
-        if progress and (step + 1) % progress == 0:
-            print(f"  step {step + 1:>5,}  length {n:>3}  loss {np.mean(losses[-progress:]):.4f}",
-                  flush=True)
-    return *trained, np.array(losses)
+        loss, d_model, d_biases = loss_and_gradients(model, asked(context), targets, biases)
+        now = rate * min(1, (step + 1) / 50) * float(0.525 + 0.475 * np.cos(np.pi * done))
+        (model, biases), moments = adam((model, biases), (d_model, biases and d_biases), now, moments)
+        biases = biases and constrain(biases)
+        watch(step + 1, n, float(loss), model, biases)
+    return model, biases
 
 
 # ---- What it has learned ---------------------------------------------------------------------------
@@ -115,6 +113,18 @@ def where_heads_look(model, rng, length, n=500):
         row = weights[:, text, :, i]                      # (n, layers, heads, tokens)
         at = row[text, :, :, j]
         yield name, at.mean(axis=0), (row.argmax(axis=-1) == j[:, None, None]).mean(axis=0)
+
+
+def progress(step, length, loss, *_):
+    """What `train` may print while it runs."""
+    if step % 100 == 0:
+        print(f"  step {step:>5,}, texts of {length:>3} tokens, loss {loss:.4f}", flush=True)
+
+
+@functools.cache
+def short_model(seed, steps=SHORT["steps"]):
+    """A model that is trained on texts of 20 tokens, in about 5 seconds; trained once per process."""
+    return train(seed, **{**SHORT, "steps": steps})[0]
 
 
 def main(argv=None):
