@@ -24,6 +24,7 @@ from linear_transformer import chunked_attention, forward, random_transformer, r
 
 VOCABULARY, TRIGGER, BATCH = 45, 44, 64
 FULL = dict(length=100, steps=1_200, rate=3e-3)
+PAPER = "99.95%", "2.23%", "99.95%"
 SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))
 np.empty(31 * 2**20, np.uint8)   # once freed, it makes Linux' C library keep freed memory: faster
 
@@ -72,19 +73,32 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
     return model, biases
 
 
+def progress(step, length, loss, *_):
+    """What `train` prints while it runs, if it is asked to watch with this."""
+    if step % 100 == 0:
+        print(f"  step {step:>5,}, texts of {length:>3} tokens, loss {loss:.4f}", flush=True)
+
+
+@functools.cache
+def short_model(seed, steps=SHORT["steps"]):
+    """A model trained on texts of 20 tokens, in about 5 seconds; once in a process for each seed."""
+    return train(seed, **{**SHORT, "steps": steps})[0]
+
+
 # ---- What it has learned ---------------------------------------------------------------------------
 
-def answers_given(model, prompts, contexts=None, each=100):
-    """The last token's logits (n, vocabulary): after contexts (n, m) that were converted, if any."""
-    logits = []
-    for i in range(0, len(prompts), each):
-        biases = None if contexts is None else iclca(model, contexts[i:i + each])
-        logits.append(forward(model, prompts[i:i + each], biases)[0][:, -1])
-    return np.concatenate(logits)
+def last_logits(model, contexts, each=100):
+    """The answers' logits with the contexts (n, m) in front, without, and converted: (3, n, 45)."""
+    found = []
+    for part in np.split(contexts, range(each, len(contexts), each)):
+        question = np.full((len(part), 1), TRIGGER)
+        runs = (asked(part), None), (question, None), (question, iclca(model, part))
+        found.append([forward(model, tokens, biases)[0][:, -1] for tokens, biases in runs])
+    return np.concatenate(found, axis=1)
 
 
 def attention_weights(model, tokens):
-    """How much each token looks at each: (layers, n, heads, tokens, tokens) for texts (n, tokens).
+    """How much each token looks at each: (layers, heads, n, n) for a text (n,), batches in the middle.
 
     (R_i q_i)·(R_j k_j) / φ(q_i)·Σ_{l≤i} φ(k_l), 0 for j > i. Without rotations rows would sum to 1.
     """
@@ -92,8 +106,7 @@ def attention_weights(model, tokens):
 
     def attend(q, k, v, bias, rope, normalize):
         rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1) for x in (q, k))
-        below = np.tril(q @ k.mT).sum(axis=-1, keepdims=True)
-        found.append(np.tril(rq @ rk.mT) / below)
+        found.append(np.tril(rq @ rk.mT) / np.tril(q @ k.mT).sum(axis=-1, keepdims=True))
         return chunked_attention(q, k, v, bias, rope, normalize)
 
     forward(model, tokens, attend=attend)
@@ -101,31 +114,60 @@ def attention_weights(model, tokens):
 
 
 def where_heads_look(model, rng, length, n=500):
-    """Mean weights (layers, heads) and whether they are the row's largest: what an induction head does.
+    """The two looks of an induction head; for each the mean weight and how often it is the largest.
 
-    Of the token after the trigger at the trigger before it, and of the last trigger at the answer.
+    By layer and head (2, 2), each: the token after the trigger at the trigger (to learn what it
+    follows), the last trigger at the answer.
     """
     context, place, _ = texts(rng, n, length)
-    weights, text = attention_weights(model, asked(context)), np.arange(n)
-    rows = {"token after the trigger at the trigger": (place + 1, place),
-            "last trigger at the answer": (np.full(n, length), place + 1)}
-    for name, (i, j) in rows.items():
-        row = weights[:, text, :, i]                      # (n, layers, heads, tokens)
-        at = row[text, :, :, j]
-        yield name, at.mean(axis=0), (row.argmax(axis=-1) == j[:, None, None]).mean(axis=0)
+    weights, text = attention_weights(model, asked(context)), np.arange(n)   # (2, n, 2, m, m)
+    for name, i, j in (("the token after the trigger, at the trigger", place + 1, place),
+                       ("the last trigger, at the answer", np.full(n, length), place + 1)):
+        rows = weights[:, text, :, i]                                        # (n, 2, 2, m)
+        largest = rows.argmax(axis=-1) == j[:, None, None]
+        yield name, rows[text, :, :, j].mean(axis=0), largest.mean(axis=0)
 
 
-def progress(step, length, loss, *_):
-    """What `train` may print while it runs."""
-    if step % 100 == 0:
-        print(f"  step {step:>5,}, texts of {length:>3} tokens, loss {loss:.4f}", flush=True)
-
-
-@functools.cache
-def short_model(seed, steps=SHORT["steps"]):
-    """A model that is trained on texts of 20 tokens, in about 5 seconds; trained once per process."""
-    return train(seed, **{**SHORT, "steps": steps})[0]
+def report(models, length, n):
+    """Prints the tables for models that were trained on texts of up to `length` tokens."""
+    rng = np.random.default_rng(1_000)   # no seed of the training
+    print(f"\n{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
+    context, _, answers = texts(rng, n, length)
+    found = [last_logits(model, context) for model in models]
+    for i, (name, paper) in enumerate(zip(("in context", "without", "converted"), PAPER)):
+        right = (np.mean(logits[i].argmax(axis=-1) == answers) for logits in found)
+        print(f"{name:12}" + "".join(f"{share:>10.2%}" for share in right) + f"   paper {paper}")
+    print("\nlargest difference of logits, in context and converted")
+    for dtype in np.float64, np.float32:
+        cast = [mapped(lambda a: a.astype(dtype), model) for model in models]
+        logits = [last_logits(model, context[:200]) for model in cast]
+        print(f"{dtype.__name__:12}" + "".join(f"{abs(x[0] - x[2]).max():>10.1e}" for x in logits))
+    print("\naccuracy by length, in context / converted")
+    for m in length, length * 3 // 2, length * 2:
+        context, _, answers = texts(rng, min(n, 1_000), m)
+        right = [(last_logits(model, context).argmax(axis=-1) == answers).mean(axis=1) for model in models]
+        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in right))
+    print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
+    for name, weight, largest in where_heads_look(models[0], rng, length):
+        print(name + "".join(f"\n  layer {i + 1}, head {j + 1}{weight[i, j]:>10.3f}"
+                             f"{largest[i, j]:>8.0%}" for i in range(2) for j in range(2)))
 
 
 def main(argv=None):
-    pass
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1, help="how many models are trained")
+    parser.add_argument("--quick", action="store_true", help="texts of 20 tokens, 300 steps")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    models = []
+    for seed in range(args.seeds):
+        start = time.process_time()
+        print(f"seed {seed}", flush=True)
+        models.append(train(seed, **QUICK if args.quick else FULL, watch=progress)[0])
+        print(f"  {time.process_time() - start:.0f} s of one core", flush=True)
+    report(models, (QUICK if args.quick else FULL)["length"], 500 if args.quick else 6_000)
+
+
+if __name__ == "__main__":
+    main()
