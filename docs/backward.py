@@ -118,7 +118,7 @@ def gradients(model, tokens, loss, biases=None):
 def loss_and_gradients(model, tokens, targets, biases=None):
     """The mean cross entropy of targets (..., n), none where −1, and its gradients.
 
-    They are a Transformer (theta is not trained: 0) and one Bias for each layer, of the shape of its
+    They are a Transformer (theta is not trained: 0) and a Bias for each layer, of the shape of its
     bias or, without, (heads, ...). A function that is not in BACKWARD raises TypeError.
     """
     targets, width = np.asarray(targets), model.unembed.shape[1]

@@ -1,13 +1,14 @@
 """Dai et al. §4: how alike are in-context learning and fine-tuning? On models that have learned.
 
-A model trained on induction (trained_induction.py) reads a text and then a prompt, six tokens that
-end with the trigger; it must give the text's answer. Zero-shot is the prompt alone. Fine-tuned is
-the prompt alone after one step of gradient descent on W_K and W_V of both layers, on the loss of
-the demonstration "trigger → answer". Dai's measures compare both changes, layer by layer, beside
-Deutch et al.'s cautions: the same for another answer, an untrained model, noise. Then a second
-question: is minus the gradient of that loss, taken at biases of 0, like ICLCA's biases of the text?
+A model trained on induction (trained_induction.py) reads a text and then the trigger; it must give
+the text's answer. Zero-shot is the trigger alone. Fine-tuned is the trigger alone after one step of
+gradient descent on W_K and W_V of both layers, for the demonstration "trigger → answer". (A token
+that reads itself alone reads its value, so W_K's gradient is 0.) Dai's measures compare the two
+changes layer by layer, beside Deutch et al.'s cautions: another answer, an untrained model, noise.
+Then: is minus the gradient of that loss by biases, at 0, like ICLCA's biases of the text? With
+--prompt 6 five random tokens stand between the text and the trigger, and in both other settings.
 
-    python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--quick]
+    python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
 """
 
 import argparse
@@ -22,7 +23,7 @@ from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, rotate_at
 from trained_induction import QUICK, SHORT, TRIGGER, random_model, short_model, texts
 
-PROMPT, RATES = 6, (0.1, 0.3, 1, 3, 10, 30)
+RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
 
 # ---- The measures --------------------------------------------------------------------------------
@@ -78,58 +79,52 @@ def rec_to_ftp(icl, fine_tuned, zero_shot):
 
 # ---- The settings --------------------------------------------------------------------------------
 
-def outputs(model, tokens):
-    """Of the last token of texts (n, m): the answers (n,), each layer's attention output (n, layers,
-    d_model), the scores (R q)·(R k) to the last PROMPT tokens (n, layers, heads, PROMPT).
-
-    Rotations leave out of the scores what the tokens in front would shift: R_i q_i·R_j k_j is the same.
+def outputs(model, tokens, length):
+    """Of the last token of texts (n, m): its answer (n,), each layer's attention output (n, layers,
+    d_model), and its scores (R q)·(R k) with the last `length` tokens (n, layers, heads, length).
     """
     found = []
 
     def attend(q, k, v, bias, rope, normalize):
         o, state = chunked_attention(q, k, v, bias, rope, normalize)
-        rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1)[..., -PROMPT:, :] for x in (q, k))
+        rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1)[..., -length:, :] for x in (q, k))
         found.append((o[..., -1:, :], (rq[..., -1:, :] @ rk.mT)[..., 0, :]))
         return o, state
 
     logits, _ = forward(model, tokens, attend=attend)
     written = [(o @ layer.w_o).sum(axis=(-3, -2)) for (o, _), layer in zip(found, model.layers)]
-    return (logits[:, -1].argmax(axis=-1), np.stack(written, axis=1),
-            np.stack([s for _, s in found], axis=1))
+    scores = [scores for _, scores in found]
+    return logits[:, -1].argmax(axis=-1), np.stack(written, axis=1), np.stack(scores, axis=1)
 
 
-def tuned(model, answer, rate):
+def tuned(model, answer):
     """The model after one step on W_K and W_V for the demonstration "trigger → answer"."""
     _, d, _ = loss_and_gradients(model, [TRIGGER], [answer])
     return model._replace(layers=tuple(
-        w._replace(w_k=w.w_k - rate * g.w_k, w_v=w.w_v - rate * g.w_v)
+        w._replace(w_k=w.w_k - RATE * g.w_k, w_v=w.w_v - RATE * g.w_v)
         for w, g in zip(model.layers, d.layers)))
 
 
-def fine_tuned(model, prompts, answers, rate):
-    """`outputs` of each prompt (n, PROMPT) by the model that is tuned for its answer."""
-    runs = (outputs(tuned(model, a, rate), x[None]) for x, a in zip(prompts, answers))
-    return tuple(map(np.concatenate, zip(*runs)))
+def settings(model, rng, n, length):
+    """n texts, their answers (n,), and the `outputs` by setting."""
+    def fine_tuned(answers):
+        runs = (outputs(tuned(model, a), x[None], length) for x, a in zip(prompts, answers))
+        return tuple(map(np.concatenate, zip(*runs)))
 
+    def after(context):
+        return outputs(model, np.concatenate([context, prompts], axis=1), length)
 
-def settings(model, rng, n):
-    """The true answers (n,), and the outputs by setting; the rate tunes best on 20 other texts."""
-    context, place, answers = texts(rng, n, 21 - PROMPT)
-    again, place, _ = texts(rng, n, 21 - PROMPT)          # other texts with the same answers
-    again[np.arange(n), place + 1] = answers
-    prompts = np.full((n + 20, PROMPT), TRIGGER)
-    prompts[:, :-1] = rng.integers(0, TRIGGER, (n + 20, PROMPT - 1))
-    prompts, others = prompts[:n], prompts[n:]
-    other_answers = rng.integers(0, TRIGGER, 20)
-    rate = max(RATES, key=lambda r: (fine_tuned(model, others, other_answers, r)[0]
-                                     == other_answers).mean())
-    wrong = (answers + rng.integers(1, TRIGGER, n)) % TRIGGER
-    return answers, context, {
-        "zero-shot": outputs(model, prompts),
-        "in context": outputs(model, np.concatenate([context, prompts], axis=1)),
-        "tuned": fine_tuned(model, prompts, answers, rate),
-        "tuned, another answer": fine_tuned(model, prompts, wrong, rate),
-        "in another context": outputs(model, np.concatenate([again, prompts], axis=1))}
+    m = SHORT["length"] + 1 - length
+    context, _, answers = texts(rng, n, m)
+    other_text, place, _ = texts(rng, n, m)               # with the same answer
+    other_text[np.arange(n), place + 1] = answers
+    prompts = np.full((n, length), TRIGGER)
+    prompts[:, :-1] = rng.integers(0, TRIGGER, (n, length - 1))
+    return context, answers, {
+        "zero-shot": outputs(model, prompts, length), "in context": after(context),
+        "tuned": fine_tuned(answers),
+        "other answer": fine_tuned((answers + rng.integers(1, TRIGGER, n)) % TRIGGER),
+        "other text": after(other_text)}
 
 
 def measures(answers, zero_shot, icl, other):
@@ -142,47 +137,51 @@ def measures(answers, zero_shot, icl, other):
             rec_to_ftp(*right) if (right[1] & ~right[2]).any() else np.nan, right[1].mean())
 
 
-def noise(rng, n, width=32):
+def noise(rng, n, length, width=32):
     """The measures of settings that know nothing of one another."""
     return measures(rng.random(n) < 0.5, *((rng.random(n) < 0.5, rng.standard_normal((n, 2, width)),
-                                            rng.standard_normal((n, 2, 2, PROMPT))) for _ in "123"))
+                                            rng.standard_normal((n, 2, 2, length))) for _ in "123"))
 
 
 def gradient_and_biases(model, contexts, answers):
-    """Mean cosines, by layer, of −∂L/∂b_KV at b = 0 for "trigger → answer" and of iclca's b_KV."""
+    """By layer, the mean cosine of −∂L/∂b_KV at b = 0 for "trigger → answer" with iclca's b_KV."""
     found = []
     for context, answer in zip(contexts, answers):
-        _, _, gradients = loss_and_gradients(model, [TRIGGER], [answer])
-        found.append([cosine(-g.kv.ravel(), b.kv.ravel())
-                      for g, b in zip(gradients, iclca(model, context))])
+        _, _, d = loss_and_gradients(model, [TRIGGER], [answer])
+        biases = iclca(model, context)
+        found.append([cosine(-g.kv.ravel(), b.kv.ravel()) for g, b in zip(d, biases)])
     return np.mean(found, axis=0)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many models are trained")
+    parser.add_argument("--prompt", type=int, default=1, help="tokens of the prompt, 1 to 18")
     parser.add_argument("--quick", action="store_true", help="one model, trained for 300 steps")
     args = parser.parse_args(argv)
+    if args.seeds < 1 or not 1 <= args.prompt <= 18:
+        parser.error("--seeds must be at least 1 and --prompt from 1 to 18")
     seeds, n, steps = (1, 20, QUICK["steps"]) if args.quick else (args.seeds, 100, SHORT["steps"])
     rows = {}
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 2])
-        for name, model in (("trained", short_model(seed, steps)), ("untrained", random_model(rng))):
-            answers, contexts, found = settings(model, rng, n)
+        models = {"trained": short_model(seed, steps), "untrained": random_model(rng)}
+        for name, model in models.items():
+            contexts, answers, found = settings(model, rng, n, args.prompt)
             zero_shot, icl = found.pop("zero-shot"), found["in context"]
             for setting, other in found.items():
-                rows.setdefault(f"{name}: {setting}", []).append(
+                rows.setdefault(f"{name}, {setting}", []).append(
                     measures(answers, zero_shot, icl, other))
-            rows.setdefault(f"{name}: -gradient, b'", []).append(
+            rows.setdefault(f"{name}, -dL/db, b'", []).append(
                 gradient_and_biases(model, contexts, answers))
-        rows.setdefault("noise", []).append(noise(rng, n))
-    print(f"{n} texts for each of {seeds} models; against in context; mean ± standard error\n")
+        rows.setdefault("noise", []).append(noise(rng, n, args.prompt))
+    print(f"{n} texts for each of {seeds} models, against in context; mean ± standard error\n")
     columns = "cosine 1", "cosine 2", "SimAOU 1", "SimAOU 2", "SimAM", "Rec2FTP", "accuracy"
-    print(f"{'':32}" + "".join(f"{c:>12}" for c in columns))
+    print(f"{'':23}" + "".join(f"{c:>11}" for c in columns))
     for name, values in rows.items():
-        error = np.std(values, axis=0) / max(seeds - 1, 1) ** 0.5
-        print(f"{name:32}" + "".join(f"{m:>6.2f} ±{e:>4.2f}"
-                                     for m, e in zip(np.mean(values, axis=0), error)))
+        cells = zip(np.mean(values, axis=0), np.std(values, axis=0) / max(seeds - 1, 1) ** 0.5)
+        print(f"{name:23}" + "".join(f"{m:>6.2f}±{e:.2f}" if m == m else f"{'-':>11}"
+                                     for m, e in cells))
 
 
 if __name__ == "__main__":

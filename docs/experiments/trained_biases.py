@@ -29,7 +29,7 @@ COLUMNS = "half", "99%", "last loss", "worst loss", "accuracy"
 
 def zero_biases():
     """One Bias of zeros for each of the two layers."""
-    return [Bias(np.zeros((2, 16, 16), np.float32), np.zeros((2, 16), np.float32)) for _ in range(2)]
+    return [Bias(*(np.zeros(s, np.float32) for s in ((2, 16, 16), (2, 16)))) for _ in range(2)]
 
 
 def run(seed, constrain, steps, every=10):
@@ -66,7 +66,7 @@ def summary(values):
                    else f"{'never':>9}{'':9}" for c in columns)
 
 
-# ---- A context that is learned as biases -----------------------------------------------------------
+# ---- A context that is learned as biases -------------------------------------------------------
 
 def learn_a_context(model, rng, steps, measured):
     """Biases trained towards the model's in-context answers; yields (steps, KL, cosines with b_KV).
@@ -84,9 +84,9 @@ def learn_a_context(model, rng, steps, measured):
 
     def now(biases):
         p, q = answers(other, exact), answers(other, biases)
-        cosines = [float((b.kv * e.kv).sum() / max(np.linalg.norm(b.kv) * np.linalg.norm(e.kv), 1e-9))
+        cosines = [(b.kv * e.kv).sum() / np.sqrt((b.kv**2).sum() * (e.kv**2).sum() or 1)
                    for b, e in zip(biases, exact)]
-        return float((p * np.log(p / q)).sum(axis=-1).mean()), *cosines
+        return (p * np.log(p / q)).sum(axis=-1).mean(), *cosines
 
     other = prompts(100)
     for step in range(steps + 1):
@@ -94,7 +94,7 @@ def learn_a_context(model, rng, steps, measured):
             yield step, *now(biases)
         batch = prompts(64)
         p = answers(batch, exact)
-        _, _, d = gradients(model, batch, lambda z: (None, (softmax(z) - p) / p[..., 0].size), biases)
+        _, _, d = gradients(model, batch, lambda z: (0, (softmax(z) - p) / p[..., 0].size), biases)
         biases, moments = adam(biases, d, 0.03 * (1 - 0.95 * step / (steps + 1)), moments)
         biases = ARMS["b_D >= 0"](biases)
     yield "converted", *now(exact)
@@ -111,7 +111,8 @@ def main(argv=None):
         for name, constrain in ARMS.items():
             values[name].append(run(seed, constrain, steps))
             if not args.quick:
-                print(f"seed {seed} {name:12}" + "".join(f"{x:>10.4g}" for x in values[name][-1]), flush=True)
+                cells = "".join(f"{x:>10.4g}" for x in values[name][-1])
+                print(f"seed {seed} {name:12}{cells}", flush=True)
     print(f"\n{seeds} paired seeds of {steps} steps, mean ± standard error\n")
     print(f"{'':12}" + "".join(f"{c:>9}{'':9}" for c in COLUMNS))
     for name in ARMS:

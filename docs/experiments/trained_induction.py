@@ -29,10 +29,10 @@ SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))
 np.empty(31 * 2**20, np.uint8)   # once freed, it makes Linux' C library keep freed memory: faster
 
 
-# ---- The task and the training ---------------------------------------------------------------------
+# ---- The task and the training -----------------------------------------------------------------
 
 def texts(rng, n, length):
-    """n texts (n, length), each with the trigger once, the trigger's places and the answers (n,)."""
+    """n texts (n, length), each with the trigger once, the trigger's places, the answers."""
     tokens, place = rng.integers(0, TRIGGER, (n, length)), rng.integers(0, length - 1, n)
     tokens[np.arange(n), place] = TRIGGER
     return tokens, place, tokens[np.arange(n), place + 1]
@@ -67,7 +67,8 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
         targets[:, -1] = answers
         loss, d_model, d_biases = loss_and_gradients(model, asked(context), targets, biases)
         now = rate * min(1, (step + 1) / 50) * float(0.525 + 0.475 * np.cos(np.pi * done))
-        (model, biases), moments = adam((model, biases), (d_model, biases and d_biases), now, moments)
+        d = d_model, biases and d_biases
+        (model, biases), moments = adam((model, biases), d, now, moments)
         biases = biases and constrain(biases)
         watch(step + 1, n, float(loss), model, biases)
     return model, biases
@@ -81,11 +82,11 @@ def progress(step, length, loss, *_):
 
 @functools.cache
 def short_model(seed, steps=SHORT["steps"]):
-    """A model trained on texts of 20 tokens, in about 5 seconds; once in a process for each seed."""
+    """A model trained on texts of 20 tokens, in about 5 seconds; once per process and seed."""
     return train(seed, **{**SHORT, "steps": steps})[0]
 
 
-# ---- What it has learned ---------------------------------------------------------------------------
+# ---- What it has learned -----------------------------------------------------------------------
 
 def last_logits(model, contexts, each=100):
     """The answers' logits with the contexts (n, m) in front, without, and converted: (3, n, 45)."""
@@ -98,7 +99,7 @@ def last_logits(model, contexts, each=100):
 
 
 def attention_weights(model, tokens):
-    """How much each token looks at each: (layers, heads, n, n) for a text (n,), batches in the middle.
+    """How much each token looks at each: (layers, heads, n, n) for a text (n,).
 
     (R_i q_i)·(R_j k_j) / φ(q_i)·Σ_{l≤i} φ(k_l), 0 for j > i. Without rotations rows would sum to 1.
     """
@@ -145,7 +146,8 @@ def report(models, length, n):
     print("\naccuracy by length, in context / converted")
     for m in length, length * 3 // 2, length * 2:
         context, _, answers = texts(rng, min(n, 1_000), m)
-        right = [(last_logits(model, context).argmax(axis=-1) == answers).mean(axis=1) for model in models]
+        right = [(last_logits(model, context).argmax(axis=-1) == answers).mean(axis=1)
+                 for model in models]
         print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in right))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
     for name, weight, largest in where_heads_look(models[0], rng, length):
