@@ -6,16 +6,12 @@ for ∂L/∂o and G for ∂L/∂s' (docs/derivation.md; as sums: Katharopoulos e
 
     ∂L/∂q = A(g, v, k; sᵀ)      ∂L/∂k = Ā(v, g, q; Gᵀ)      ∂L/∂v, ∂L/∂s = Ā(k, q, g; G)
 
-The rest is the chain rule, d_x for ∂L/∂x: the forward pass is that of linear_transformer.py with
-functions that note what goes in and comes out, and the backward pass takes the notes from the end.
+The rest is the chain rule: the forward pass is linear_transformer's own, with functions that note
+what goes in and comes out, and the backward pass takes the notes from the end. d_x is ∂L/∂x.
 """
-
-import sys
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from linear_transformer import (Bias, Layer, chunked_attention, elu_plus_one, forward, gelu,
                                 identity, layer_norm, relu, rotate_at)
 
@@ -33,10 +29,9 @@ def layer_norm_backward(x, y, g):
     return (g - mean_g - y * mean_gy) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
 
 
-# of y = f(x), from x, y and g = ∂L/∂y to ∂L/∂x
 BACKWARD = {identity: lambda x, y, g: g, relu: lambda x, y, g: g * (x > 0),
             elu_plus_one: lambda x, y, g: g * np.minimum(y, 1),   # 1, and exp(x) below 0
-            gelu: gelu_backward, layer_norm: layer_norm_backward}
+            gelu: gelu_backward, layer_norm: layer_norm_backward}   # (x, f(x), d_f) to d_x
 
 
 def A(q, k, v, s, time=1):
@@ -54,8 +49,7 @@ def linear_gradients(q, k, v, s, g, G):
 
 
 def attention_gradients(q, k, v, bias, rope, normalize, o, g, G=None):
-    """The gradients of o, state = attention(q, k, v, bias, ...), from g = d_o and G = d_state.
-
+    """The gradients of o, state = attention(q, k, v, bias, ...), from g = d_o and G = d_state:
     q and k are turned, their gradients turned back. The normalizer: o = above/below, so g/below
     enters the numerator's pass, and −(g/below)·o a second one, with the value 1 and not turned.
     """
@@ -83,11 +77,11 @@ def block_gradients(layer, model, notes, d_x):
     d_inner = activation(inner, hidden, rows @ layer.w_2.T)
     d_m = (d_inner @ layer.w_1.T).reshape(x.shape)
     d_stream, d_h = (d_x, d_m) if model.parallel else (d_x + norm(stream, m, d_m), 0)
-    d_heads, per_head = d_stream[..., None, :, :], h[..., None, :, :]
-    d_q, d_k, d_v, d_bias = attention_gradients(*arguments, o, d_heads @ layer.w_o.mT)
-    d_qkv = phi(q_0, q, d_q), phi(k_0, k, d_k), d_v
-    d_h = d_h + sum((d @ w.mT).sum(axis=-3) for d, w in zip(d_qkv, layer))
-    d_w = [(a.mT @ d).sum(axis=over) for a, d in zip([per_head] * 3 + [o], [*d_qkv, d_heads])]
+    d_o, per_head = d_stream[..., None, :, :], [h[..., None, :, :]] * 3 + [o]
+    d_q, d_k, d_v, d_bias = attention_gradients(*arguments, o, d_o @ layer.w_o.mT)
+    d_all = phi(q_0, q, d_q), phi(k_0, k, d_k), d_v, d_o
+    d_h = d_h + sum((d @ w.mT).sum(axis=-3) for d, w in zip(d_all[:3], layer))
+    d_w = [(x.mT @ d).sum(axis=over) for x, d in zip(per_head, d_all)]
     d_mlp = (h if model.parallel else m).reshape(rows.shape).T @ d_inner, hidden.T @ rows
     return d_stream + norm(x, h, d_h), Layer(*d_w, *d_mlp, 0 * layer.theta), d_bias
 
@@ -96,7 +90,6 @@ def gradients(model, tokens, loss, biases=None):
     """L, a Transformer of gradients and a list of Biases, for loss(logits) -> (L, d_logits)."""
     def noted(f):
         return lambda *x: notes.append((*x, f(*x))) or notes[-1][-1]
-
     functions = dict(phi=model.phi, norm=model.norm, activation=model.activation)
     if unknown := {name: f for name, f in functions.items() if f not in BACKWARD}:
         raise TypeError(f"functions without a backward function: {unknown}")
@@ -116,10 +109,8 @@ def gradients(model, tokens, loss, biases=None):
 
 
 def loss_and_gradients(model, tokens, targets, biases=None):
-    """The mean cross entropy of targets (..., n), none where −1, and its gradients.
-
-    They are a Transformer (theta is not trained: 0) and a Bias for each layer, of the shape of its
-    bias or, without, (heads, ...). A function that is not in BACKWARD raises TypeError.
+    """The mean cross entropy of targets (..., n), none where −1, and its gradients: a Transformer
+    (theta is not trained: 0), and a Bias for each layer, of its bias' shape or (heads, ...).
     """
     targets, width = np.asarray(targets), model.unembed.shape[1]
     right = targets[..., None] == np.arange(width)   # one of a row, or none
@@ -131,7 +122,6 @@ def loss_and_gradients(model, tokens, targets, biases=None):
         log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
         d_logits = (np.exp(log_p) - right) * right.any(axis=-1, keepdims=True)
         return -log_p[right].mean(), d_logits / float(right.sum())
-
     return gradients(model, tokens, cross_entropy, biases)
 
 
@@ -145,7 +135,7 @@ def mapped(f, tree, *others):
 
 def adam(tree, gradients, rate, moments=None, betas=(0.9, 0.98), clip=1.0):
     """One step of Adam, of gradients clipped to norm `clip`: the tree, the moments for the next."""
-    t, m, v = moments or (0, mapped(np.zeros_like, tree), mapped(np.zeros_like, tree))
+    t, m, v = moments or (0, *[mapped(np.zeros_like, tree)] * 2)
     squares, t, (b1, b2) = [], t + 1, betas
     mapped(lambda g: squares.append(float((g * g).sum())), gradients)
     scale = min(1.0, clip / max(sum(squares) ** 0.5, 1e-30))

@@ -49,9 +49,12 @@ def first_order(case, g, G):
     return (g * o).sum() + (G.kv * state.kv).sum() + (G.d * state.d).sum()
 
 
-@theorem("the backward pass is attention", "2006.16236 §3.3.1", None, every(n=(1, 2), rotated=(False, True), started=(False, True),
-                               normalized=(False, True))
-         + [dict(n=3, pairs=2, d_v=2, started=True), dict(n=3, heads=2, d_v=2, rotated=True)],
+options = dict(rotated=(False, True), normalized=(False, True))
+
+
+@theorem("the backward pass is attention", "2006.16236 §3.3.1", None, every(
+    n=(1, 2), started=(False, True), **options) + [dict(n=3, pairs=2, d_v=2, started=True),
+                                                   dict(n=3, heads=2, rotated=True)],
          with_directions)
 def backward_is_attention(case, g, G, by=backward_pass):
     """By attention, four times  =  the derivatives of the polynomial F, entry by entry."""
@@ -116,8 +119,8 @@ def a_step(n, **shape):
     return case, g, variables("eta")
 
 
-@theorem("a step on biases is a conversion", "ours", None, every(n=(1, 2), rotated=(False, True), normalized=(False, True))
-         + [dict(n=3, heads=2, d_v=2, rotated=True)], a_step)
+@theorem("a step on biases is a conversion", "ours", None,
+         every(n=(1, 2), **options) + [dict(n=3, heads=2, d_v=2, rotated=True)], a_step)
 def step_is_conversion(case, g, eta, rope=None):
     """Virtual tokens, the queries as keys and −η ĝ as values  =  −η ∂(Σ g·o)/∂(b_KV, b_D)."""
     F = first_order(case, g, Bias(*(0 * x for x in case.bias)))
