@@ -277,13 +277,13 @@ def test_float32_stays_and_the_loss_of_far_logits_is_finite():
         mapped(lambda x: kinds.append(x.dtype), [found, moments[0][0], *moments[1][1:]])
         assert {loss.dtype, *kinds} == {np.dtype(np.float32)} and np.isfinite(loss)
 
-
 def test_adam_takes_its_known_first_steps_changes_nothing_in_place_and_clips():
     x = (np.array([1.0, 2.0]), [np.array([[3.0]])], "a name")
     g = (np.array([0.3, -0.4]), [np.array([[0.0]])], "a name")
     one, moments = adam(x, g, 0.1)
     two, _ = adam(one, g, 0.1, moments)
     assert one[0] == pytest.approx([0.9, 2.1]) and two[0] == pytest.approx([0.8, 2.2])
+    assert moments[1][0] == pytest.approx([0.03, -0.04])
     assert one[1] == x[1] and x[0].tolist() == [1, 2] and one[2] == "a name"
     _, (_, m, _) = adam(x, mapped(lambda a: 100 * a, g), 0.1, clip=1.0)
     assert m[0] == pytest.approx([0.06, -0.08])   # a tenth of (0.6, −0.8)
