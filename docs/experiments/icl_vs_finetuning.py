@@ -11,17 +11,15 @@ Then: is minus the gradient of that loss by biases, at 0, like ICLCA's biases of
     python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
 """
 
-import argparse
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+from common import at_least, command_line, start
 from backward import loss_and_gradients
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, rotate_at
-from trained_induction import QUICK, SHORT, TRIGGER, random_model, short_model, texts
+from trained_induction import QUICK, SHORT, TRIGGER, random_model, texts, trained
 
 RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
@@ -154,18 +152,15 @@ def gradient_and_biases(model, contexts, answers):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="how many models are trained")
-    parser.add_argument("--prompt", type=int, default=1, help="tokens of the prompt, 1 to 18")
-    parser.add_argument("--quick", action="store_true", help="one model, trained for 300 steps")
+    parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
+    parser.add_argument("--seeds", type=partial(at_least, 1), default=5, help="models, default 5")
+    parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
     args = parser.parse_args(argv)
-    if args.seeds < 1 or not 1 <= args.prompt <= 18:
-        parser.error("--seeds must be at least 1 and --prompt from 1 to 18")
-    seeds, n, steps = (1, 20, QUICK["steps"]) if args.quick else (args.seeds, 100, SHORT["steps"])
+    seeds, n, setting = (1, 20, QUICK) if args.quick else (args.seeds, 100, SHORT)
     rows = {}
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 2])
-        models = {"trained": short_model(seed, steps), "untrained": random_model(rng)}
+        models = {"trained": trained(seed, **setting), "untrained": random_model(rng)}
         for name, model in models.items():
             contexts, answers, found = settings(model, rng, n, args.prompt)
             zero_shot, icl = found.pop("zero-shot"), found["in context"]
@@ -185,4 +180,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -8,17 +8,16 @@ to give its in-context answers: a step on them converts virtual tokens (docs/der
     python docs/experiments/trained_biases.py [--seeds 10] [--quick]
 """
 
-import argparse
 import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+from common import at_least, command_line, start
 from backward import adam, gradients
 from iclca_ref import iclca
 from linear_transformer import Bias, forward, softmax
-from trained_induction import QUICK, SHORT, TRIGGER, asked, short_model, texts, train
+from trained_induction import QUICK, SHORT, TRIGGER, asked, texts, train, trained
 
 ARMS = {"none": None,
         "b_KV alone": lambda biases: [Bias(kv, 0 * d) for kv, d in biases],
@@ -56,7 +55,7 @@ def summary(values):
     """Means and standard errors of the columns, over the seeds that are not NaN."""
     columns = [column[np.isfinite(column)] for column in np.transpose(values)]
     return "".join(f"{c.mean():>9.3g} ±{c.std(ddof=1) / len(c) ** 0.5:<7.2g}" if len(c) > 1
-                   else f"{'never':>9}{'':9}" for c in columns)
+                   else f"{'never':>9}{'':9}" for c in columns).rstrip()
 
 
 # ---- A context that is learned as biases -------------------------------------------------------
@@ -92,20 +91,18 @@ def learn_a_context(model, rng, steps, measured):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--quick", action="store_true", help="2 seeds, 20 steps; 30 steps")
-    args = parser.parse_args(argv)
-    seeds, steps, learn = (2, 20, 30) if args.quick else (args.seeds, SHORT["steps"], 600)
+    parser = command_line(__doc__, "2 seeds, 20 steps; 30 steps")
+    parser.add_argument("--seeds", type=partial(at_least, 2), default=10, help="default 10")
+    options = parser.parse_args(argv)
+    seeds, steps, learn = (2, 20, 30) if options.quick else (options.seeds, SHORT["steps"], 600)
     values = {name: [] for name in ARMS}
     for seed in range(seeds):
         for name, constrain in ARMS.items():
             values[name].append(run(seed, constrain, steps))
-            if not args.quick:
-                cells = "".join(f"{x:>10.4g}" for x in values[name][-1])
-                print(f"seed {seed} {name:12}{cells}", flush=True)
-    print(f"\n{seeds} paired seeds of {steps} steps, mean ± standard error\n")
-    print(f"{'':12}" + "".join(f"{c:>9}{'':9}" for c in COLUMNS))
+            cells = "".join(f"{x:>10.4g}" for x in values[name][-1])
+            print(f"seed {seed} {name:12}{cells}", file=sys.stderr, flush=True)
+    print(f"{seeds} paired seeds of {steps} steps, mean ± standard error\n")
+    print(f"{'':12}" + "".join(f"{c:>10}{'':8}" for c in COLUMNS).rstrip())
     for name in ARMS:
         print(f"{name:12}{summary(values[name])}")
     print("\ndifferences to none, seed by seed")
@@ -113,11 +110,11 @@ def main(argv=None):
         print(f"{name:12}{summary(np.array(values[name]) - values['none'])}")
     print("\na context learned as biases\n\n"
           f"{'steps':>9}{'KL':>10}{'cosine, layer 1':>18}{'layer 2':>10}")
-    model = short_model(0, (QUICK if args.quick else SHORT)["steps"])
+    model = trained(0, **QUICK if options.quick else SHORT)
     for step, kl, *cosines in learn_a_context(model, np.random.default_rng(0), learn,
                                               {0, 10, 30, 100, 300, learn}):
         print(f"{step:>9}{kl:>10.4f}{cosines[0]:>18.2f}{cosines[1]:>10.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

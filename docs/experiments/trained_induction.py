@@ -9,15 +9,13 @@ lengths that it was not trained on; and what its heads look at. One answer in 44
     python docs/experiments/trained_induction.py [--seeds 3] [--quick]
 """
 
-import argparse
 import functools
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+from common import at_least, command_line, start
 from backward import adam, loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, random_transformer, rotate_at
@@ -25,7 +23,7 @@ from linear_transformer import chunked_attention, forward, random_transformer, r
 VOCABULARY, TRIGGER, BATCH = 45, 44, 64
 FULL = dict(length=100, steps=1_200, rate=3e-3)
 PAPER = "99.95%", "2.23%", "99.95%"
-SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))
+SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))   # 5 seconds
 np.empty(31 * 2**20, np.uint8)   # once freed, it makes Linux' C library keep freed memory: faster
 
 
@@ -74,16 +72,16 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
     return model, biases
 
 
-def progress(step, length, loss, *_):
-    """What `train` prints while it runs, if it is asked to watch with this."""
-    if step % 100 == 0:
-        print(f"  step {step:>5,}, texts of {length:>3} tokens, loss {loss:.4f}", flush=True)
-
-
 @functools.cache
-def short_model(seed, steps=SHORT["steps"]):
-    """A model trained on texts of 20 tokens, in about 5 seconds; once per process and seed."""
-    return train(seed, **{**SHORT, "steps": steps})[0]
+def trained(seed, length, steps, rate):
+    """The model of `train`, which says on stderr how it goes; trained once in a process."""
+    def watch(step, n, loss, *_):
+        if step % 100 == 0:
+            print(f"seed {seed}, step {step:>5,}, texts of {n:>3} tokens, loss {loss:7.4f}, "
+                  f"{time.process_time() - begin:4.0f} s", file=sys.stderr, flush=True)
+
+    begin = time.process_time()
+    return train(seed, length, steps, rate, watch=watch)[0]
 
 
 # ---- What it has learned -----------------------------------------------------------------------
@@ -132,7 +130,7 @@ def where_heads_look(model, rng, length, n=500):
 def report(models, length, n):
     """Prints the tables for models that were trained on texts of up to `length` tokens."""
     rng = np.random.default_rng(1_000)   # no seed of the training
-    print(f"\n{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
+    print(f"{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
     context, _, answers = texts(rng, n, length)
     found = [last_logits(model, context) for model in models]
     for i, (name, paper) in enumerate(zip(("in context", "without", "converted"), PAPER)):
@@ -156,20 +154,12 @@ def report(models, length, n):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1, help="how many models are trained")
-    parser.add_argument("--quick", action="store_true", help="texts of 20 tokens, 300 steps")
-    args = parser.parse_args(argv)
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
-    models = []
-    for seed in range(args.seeds):
-        start = time.process_time()
-        print(f"seed {seed}", flush=True)
-        models.append(train(seed, **QUICK if args.quick else FULL, watch=progress)[0])
-        print(f"  {time.process_time() - start:.0f} s of one core", flush=True)
-    report(models, (QUICK if args.quick else FULL)["length"], 500 if args.quick else 6_000)
+    parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
+    parser.add_argument("--seeds", type=functools.partial(at_least, 1), default=1, help="default 1")
+    options = parser.parse_args(argv)
+    setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
+    report([trained(seed, **setting) for seed in range(options.seeds)], setting["length"], n)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
