@@ -1,18 +1,15 @@
 """ICLCA §6.3: biases that are trained with the model; and a context that is learned as biases.
 
-First, b_KV and b_D of both layers are trained from zero with the model, on trained_induction.py's
-texts of 20 tokens. All arms have the same first weights and texts, seed by seed; steps are counted
-until half and 99% of 256 other texts are answered. Then a model is frozen, and biases are trained
-to give its in-context answers: a step on them converts virtual tokens (docs/derivation.md).
+First, b_KV and b_D are trained from zero with the model, on trained_induction.py's texts of 20
+tokens: same first weights and texts in all arms; steps until half and 99% of 256 other texts are
+answered. Then biases alone are trained to give a frozen model's in-context answers.
 
     python docs/experiments/trained_biases.py [--seeds 10] [--quick]
 """
 
 import sys
 from functools import partial
-
 import numpy as np
-
 from common import at_least, command_line, start
 from backward import adam, gradients
 from iclca_ref import iclca
@@ -26,8 +23,7 @@ ARMS = {"none": None,
 COLUMNS = "half", "99%", "last loss", "worst loss", "accuracy"
 
 
-def zero_biases():
-    """One Bias of zeros for each of the two layers."""
+def zero_biases():   # one for each of the two layers
     return [Bias(*(np.zeros(s, np.float32) for s in ((2, 16, 16), (2, 16)))) for _ in range(2)]
 
 
@@ -35,13 +31,11 @@ def run(seed, constrain, steps, every=10):
     """COLUMNS of one training: NaN is never; last loss a mean of 50, worst of the second half."""
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
     losses, found = [], [0.0]
-
     def watch(step, _, loss, model, biases):
         losses.append(loss)
         if step % every == 0:
             logits, _ = forward(model, asked(context), biases)
             found.append((logits[:, -1].argmax(axis=-1) == answers).mean())
-
     def reached(level):
         i = next((i for i, x in enumerate(found) if x >= level), None)
         return np.nan if i is None else every * (i - (found[i] - level) / (found[i] - found[i - 1]))
@@ -65,13 +59,10 @@ def learn_a_context(model, rng, steps, measured):
     other prompts, each layer's cosine with the exact b_KV); the exact biases come last.
     """
     exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), zero_biases(), None
-
     def prompts(n):
         return asked(rng.integers(0, TRIGGER, (n, 5)))
-
     def answers(tokens, biases):
         return softmax(forward(model, tokens, biases)[0])
-
     def now(biases):
         p, q = answers(other, exact), answers(other, biases)
         cosines = [(b.kv * e.kv).sum() / np.sqrt((b.kv**2).sum() * (e.kv**2).sum() or 1)
@@ -108,12 +99,11 @@ def main(argv=None):
     print("\ndifferences to none, seed by seed")
     for name in list(ARMS)[1:]:
         print(f"{name:12}{summary(np.array(values[name]) - values['none'])}")
-    print("\na context learned as biases\n\n"
-          f"{'steps':>9}{'KL':>10}{'cosine, layer 1':>18}{'layer 2':>10}")
     model = trained(0, **QUICK if options.quick else SHORT)
+    print(f"\na context learned as biases\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
     for step, kl, *cosines in learn_a_context(model, np.random.default_rng(0), learn,
                                               {0, 10, 30, 100, 300, learn}):
-        print(f"{step:>9}{kl:>10.4f}{cosines[0]:>18.2f}{cosines[1]:>10.2f}", flush=True)
+        print(f"{step:>9}{kl:>10.4f}{cosines[0]:>12.2f}{cosines[1]:>11.2f}", flush=True)
 
 
 if __name__ == "__main__":
