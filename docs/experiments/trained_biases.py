@@ -100,7 +100,7 @@ def main(argv=None):
     for name in list(ARMS)[1:]:
         print(f"{name:12}{summary(np.array(values[name]) - values['none'])}")
     model = trained(0, **QUICK if options.quick else SHORT)
-    print(f"\na context learned as biases\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
+    print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
     for step, kl, *cosines in learn_a_context(model, np.random.default_rng(0), learn,
                                               {0, 10, 30, 100, 300, learn}):
         print(f"{step:>9}{kl:>10.4f}{cosines[0]:>12.2f}{cosines[1]:>11.2f}", flush=True)
