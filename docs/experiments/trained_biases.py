@@ -48,8 +48,8 @@ def run(seed, constrain, steps, every=10):
 def summary(values):
     """Means and standard errors of the columns, over the seeds that are not NaN."""
     columns = [column[np.isfinite(column)] for column in np.transpose(values)]
-    return "".join(f"{c.mean():>9.3g} ±{c.std(ddof=1) / len(c) ** 0.5:<7.2g}" if len(c) > 1
-                   else f"{'never':>9}{'':9}" for c in columns).rstrip()
+    return "".join(f"{c.mean():>9.3g} ±{c.std(ddof=1) / len(c) ** 0.5:<6.2g}" if len(c) > 1
+                   else f"{'never':>9}{'':8}" for c in columns).rstrip()
 
 
 # ---- A context that is learned as biases -------------------------------------------------------
@@ -93,7 +93,7 @@ def main(argv=None):
             cells = "".join(f"{x:>10.4g}" for x in values[name][-1])
             print(f"seed {seed} {name:12}{cells}", file=sys.stderr, flush=True)
     print(f"{seeds} paired seeds of {steps} steps, mean ± standard error\n")
-    print(f"{'':12}" + "".join(f"{c:>10}{'':8}" for c in COLUMNS).rstrip())
+    print(f"{'':12}" + "".join(f"{c:>10}{'':7}" for c in COLUMNS).rstrip())
     for name in ARMS:
         print(f"{name:12}{summary(values[name])}")
     print("\ndifferences to none, seed by seed")
