@@ -171,7 +171,7 @@ def lin_attn(V, K, q):
     K and V may lack the leading axes. Source: review Eq 1.
     """
     check_shapes("q?:k K:nk V:nv" if np.ndim(q) == 1 else "q:rk K?:nk V?:nv", q, K, V)
-    return q @ key_value_matrix(K, V)
+    return q @ (K.mT @ V)
 
 
 def weight_update(E, X):
@@ -216,11 +216,14 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=lambda F, Y: (F - Y) / len
 def kernel_prediction(alpha, X, x, kernel):
     """Σ_i α_i k(x_i, x), the potential function: the dual form on features if k = φ(x)·φ(x').
 
-    alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in), none of them empty; kernel takes two
-    vectors (d_in,) and returns a number. Source: Aizerman et al. 1964.
+    alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in); kernel takes two vectors (d_in,) and
+    returns a number. Source: Aizerman et al. 1964.
     """
-    check_shapes("x:ri X?:ni alpha?:" + "no"[:alpha.ndim], x.reshape(-1, x.shape[-1]), X, alpha)
-    return np.vectorize(kernel, signature="(i),(i)->()")(X, x[..., None, :]) @ alpha
+    check_shapes("x:i", x)
+    rows, alphas = x.reshape(-1, x.shape[-1]), "n" if np.ndim(alpha) == 1 else "no"
+    check_shapes(f"x:ri X?:ni alpha?:{alphas}", rows, X, alpha)
+    similar = np.array([[kernel(x_i, row) for x_i in X] for row in rows])
+    return similar.reshape(*x.shape[:-1], len(X)) @ alpha
 
 
 def icl_weight_update(context, w_k, w_v):
@@ -261,9 +264,10 @@ def lsa(context, query, weights):
 
 def _blocks(w0, factors, n=1):
     """1/n [[a I, b W₀ᵀ], [c W₀, d I]] for factors [[a, b], [c, d]], in W₀'s arithmetic."""
+    check_shapes("w0:oi", w0)
     if w0.ndim != 2 or n < 1:
         raise ValueError(f"w0 must be (d_out, d_in) and n at least 1, got {w0.shape} and n = {n}")
-    I_y, I_x = (np.eye(length, dtype=w0.dtype) + 0 * w0.sum() for length in w0.shape)
+    I_y, I_x = (np.eye(length, dtype=w0.dtype) + 0 * w0[:1, :1].sum() for length in w0.shape)
     (a, b), (c, d) = factors
     return np.block([[a * I_x, b * w0.T], [c * w0, d * I_y]]) / n
 

@@ -44,8 +44,8 @@ def check_shapes(spec, *arrays):
     parts, lengths, batch = [part.split(":") for part in spec.split()], {}, ()
     for (name, letters), a in zip(parts, arrays):
         if not isinstance(a, np.ndarray) or a.dtype.char not in "bhilqpfdgFDGO":
-            raise TypeError(f"{name} must be an array of signed integers, float32 or wider, or "
-                            f"objects, got {getattr(a, 'dtype', type(a).__name__)}")
+            raise TypeError(f"{name.rstrip('?')} must be an array of signed integers, float32 or "
+                            f"wider, or objects, got {getattr(a, 'dtype', type(a).__name__)}")
         leading = a.shape[:-len(letters)]
         batch = leading if len(leading) > len(batch) else batch
     for (name, letters), a in zip(parts, arrays):

@@ -357,7 +357,7 @@ def assert_close(actual, expected, ulps):
         assert a.dtype == e.dtype and a.dtype.kind == "f", (a.dtype, e.dtype)
         if a.size:
             assert abs(a - e).max() <= ulps * np.finfo(a.dtype).eps * abs(e).max()
-            compared[a.dtype.name] += 1
+    count(pairs, pairs[0][0].dtype.name)
 
 
 def assert_within_chance(estimate, expected, allowed):

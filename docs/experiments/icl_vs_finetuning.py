@@ -1,45 +1,37 @@
-"""Dai et al. §4: how alike are in-context learning and fine-tuning? With Deutch et al.'s caution.
+"""Dai et al. §4: how alike are in-context learning and fine-tuning? On models that have learned.
 
-A linear-attention model of two layers reads regression tokens (x, y): demonstrations, then query
-tokens (x, 0), the last of which is put into class +1 if minus its y-part is at least 0; labels are
-the sign of w·x. Three settings: zero-shot (query tokens alone), in-context (demonstrations in
-front), and fine-tuned (gradient descent on W_K and W_V over the demonstrations, each alone, then
-zero-shot). Dai's three measures compare the second with the third, for a model whose layers are
-built to descend a gradient and for untrained ones with random matrices.
+A model trained on induction (trained_induction.py) reads a text and then the trigger; it must give
+the text's answer. Zero-shot is the trigger alone. Fine-tuned is the trigger alone after one step of
+gradient descent on W_K and W_V of both layers, for the demonstration "trigger → answer". (A token
+that reads itself alone reads its value, so W_K's gradient is 0.) Dai's measures compare the two
+changes layer by layer, beside Deutch et al.'s cautions: another answer, an untrained model, noise.
+Then: is minus the gradient of that loss by biases, at 0, like ICLCA's biases of the text? With
+--prompt 6 five random tokens stand between the text and the trigger, and in both other settings.
 
-Keys and values come from the demonstrations alone, as in von Oswald et al.'s Proposition 1, so in
-context the built model is two layers of GD++ from W₀ = 0 (Appendix A.10), exactly. Without
-demonstrations the query tokens read one another and themselves, as in Dai et al.'s W_ZSL.
-
-    python docs/experiments/icl_vs_finetuning.py [--quick]
+    python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
 """
 
-import argparse
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from iclca_ref import LSA, gd_plus_plus_weights
+from common import at_least, command_line, start
+from backward import loss_and_gradients
+from iclca_ref import iclca
+from linear_transformer import chunked_attention, forward, rotate_at
+from trained_induction import QUICK, SHORT, TRIGGER, random_model, texts, trained
 
-D, N, QUERIES, LAYERS = 8, 24, 5, 2
-ETA, GAMMA = 1.5, 0.02
-RATES = 0.1, 0.3, 1, 3, 10, 30
+RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
 
 # ---- The measures --------------------------------------------------------------------------------
 
 def unit(a):
-    """a / ‖a‖ over the last axis, for entries of any finite size: a (..., d).
-
-    Raises ValueError for vectors of norm 0 or without a finite norm, and if there are none.
-    """
-    largest = abs(a).max(axis=-1, keepdims=True, initial=0)
+    """a / ‖a‖ over the last axis; ValueError for no vectors, or one without a direction."""
+    largest = abs(a).max(axis=-1, keepdims=True, initial=0)   # so that no square overflows
     if not largest.size or not ((largest > 0) & (largest < np.inf)).all():
         raise ValueError(f"a {a.shape} must hold vectors, of a norm that is neither 0, inf nor NaN")
-    a = a / largest  # so that no square overflows or vanishes
-    return a / np.linalg.norm(a, axis=-1, keepdims=True)
+    return a / largest / np.linalg.norm(a / largest, axis=-1, keepdims=True)
 
 
 def cosine(a, b):
@@ -50,13 +42,10 @@ def cosine(a, b):
 
 
 def sim_aou(icl, fine_tuned, zero_shot):
-    """SimAOU: how alike are the two updates of the attention output, ICL's and fine-tuning's?
+    """SimAOU: the mean cosine of two updates of the attention output, ICL's and fine-tuning's.
 
-    The mean cosine of icl − zero_shot and fine_tuned − zero_shot. Each array is (examples, layers,
-    width): the last token's attention output in one setting, scaled to norm 1 here. Both updates
-    share zero_shot, so three independent random directions do not give 0: they give 1/2 in the
-    limit of large width, less below (about 0.40 at width 2, 0.485 at 9). Raises ValueError for
-    different shapes and for outputs or updates of norm 0. Source: Dai et al. §4.
+    (examples, layers, width) each: the last token's output, scaled to norm 1 here. Both updates
+    share zero_shot, so three random directions give 1/2 in wide vectors, 0.485 at width 9. §4.
     """
     if not icl.shape == fine_tuned.shape == zero_shot.shape:
         raise ValueError("icl, fine_tuned and zero_shot must have one shape, "
@@ -66,175 +55,129 @@ def sim_aou(icl, fine_tuned, zero_shot):
 
 
 def sim_am(icl, fine_tuned):
-    """SimAM: the mean cosine of the last token's attention scores to the query tokens.
-
-    Each array is (examples, layers, heads, query tokens), before softmax. Raises ValueError for
-    different shapes and for scores that are all 0. Source: Dai et al. §4.
-    """
+    """SimAM: the mean cosine of the last token's scores (examples, layers, heads, query tokens)."""
     return cosine(icl, fine_tuned).mean()
 
 
 def rec_to_ftp(icl, fine_tuned, zero_shot):
-    """Rec2FTP: of the examples that fine-tuning corrects, the share that ICL corrects too.
-
-    Corrected is what was wrong zero-shot and is right after. Each array is (examples,) of
-    booleans: whether the answer was right. Raises TypeError for anything but booleans, ValueError
-    for different shapes and if fine-tuning corrects nothing. Source: Dai et al. §4.
+    """Rec2FTP: of the examples (examples,) that fine-tuning corrects, the share that ICL corrects.
 
     >>> yes, no = True, False
     >>> rec_to_ftp(*map(np.array, ([yes, no], [yes, yes], [no, no])))
     0.5
     """
-    if not icl.shape == fine_tuned.shape == zero_shot.shape:
-        raise ValueError("icl, fine_tuned and zero_shot must have one shape, "
-                         f"got {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
     if not icl.dtype == fine_tuned.dtype == zero_shot.dtype == bool:
         raise TypeError("icl, fine_tuned and zero_shot must be booleans, "
                         f"got {icl.dtype}, {fine_tuned.dtype}, {zero_shot.dtype}")
-    corrected = fine_tuned & ~zero_shot
-    if not corrected.any():
-        raise ValueError(f"fine-tuning corrects none of the {len(corrected)} examples")
-    return float(icl[corrected].mean())
+    if not icl.shape == fine_tuned.shape == zero_shot.shape or not (fine_tuned & ~zero_shot).any():
+        raise ValueError("icl, fine_tuned and zero_shot must have one shape, and fine-tuning must "
+                         f"correct some: {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
+    return float(icl[fine_tuned & ~zero_shot].mean())
 
 
-# ---- The model -----------------------------------------------------------------------------------
-#
-# Who reads whom is a matrix (n, n) of 0 and 1, in each of the three settings another one.
+# ---- The settings --------------------------------------------------------------------------------
 
-EACH_ALONE, UP_TO_ITSELF = np.eye(N), np.tri(QUERIES)
-DEMONSTRATIONS = np.ones((N + QUERIES, 1)) * (np.arange(N + QUERIES) < N)
-
-
-def run(tokens, layers, reads):
-    """The predictions (tasks, n) of all tokens, and what happened in each layer.
-
-        e_i ← e_i + o_i,    o_i = Σ_j (W_Q e_i · W_K e_j) P W_V e_j    over the j that i reads
-
-    tokens (tasks, n, D + 1); a layer is an LSA of matrices (tasks, ...). The lists over layers:
-    outputs and scores of the last token, inputs. Scores are W_Q e_i · W_K e_j, read or not.
+def outputs(model, tokens, length):
+    """Of the last token of texts (n, m): its answer (n,), each layer's attention output (n, layers,
+    d_model), and its scores (R q)·(R k) with the last `length` tokens (n, layers, heads, length).
     """
-    outputs, scores, inputs = [], [], []
-    for weights in layers:
-        w_q, w_k, w_v, p = (w.swapaxes(-1, -2) for w in weights)
-        s = tokens @ w_q @ (tokens @ w_k).swapaxes(-1, -2)
-        o = (s * reads) @ tokens @ w_v @ p
-        inputs.append(tokens)
-        outputs.append(o[:, -1])
-        scores.append(s[:, -1])
-        tokens = tokens + o
-    return -tokens[..., D], outputs, scores, inputs
-
-
-def in_context(demonstrations, queries, layers):
-    """`run` on demonstrations (tasks, N, D + 1), then query tokens: all read the demonstrations."""
-    return run(np.concatenate([demonstrations, queries], axis=1), layers, DEMONSTRATIONS)
-
-
-def gradients(tokens, targets, layers, reads):
-    """The gradients of ½ mean (prediction − target)² with respect to each layer's W_K and W_V.
-
-    The mean is over the tokens of a task; targets (tasks, n), the rest as for `run`.
-    """
-    predictions, _, _, inputs = run(tokens, layers, reads)
-    d = np.zeros_like(tokens)
-    d[..., D] = -(predictions - targets) / targets.shape[-1]
     found = []
-    for e, (w_q, w_k, w_v, p) in zip(reversed(inputs), reversed(layers)):
-        q, k, v = (e @ w.swapaxes(-1, -2) for w in (w_q, w_k, w_v))
-        d_o = d @ p                                                  # with o = (reads · q kᵀ) v
-        d_scores = d_o @ v.swapaxes(-1, -2) * reads
-        d_v = (q @ k.swapaxes(-1, -2) * reads).swapaxes(-1, -2) @ d_o
-        d_q, d_k = d_scores @ k, d_scores.swapaxes(-1, -2) @ q
-        found.append([g.swapaxes(-1, -2) @ e for g in (d_k, d_v)])
-        d = d + d_q @ w_q + d_k @ w_k + d_v @ w_v
-    return found[::-1]
+
+    def attend(q, k, v, bias, rope, normalize):
+        o, state = chunked_attention(q, k, v, bias, rope, normalize)
+        rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1)[..., -length:, :] for x in (q, k))
+        found.append((o[..., -1:, :], (rq[..., -1:, :] @ rk.mT)[..., 0, :]))
+        return o, state
+
+    logits, _ = forward(model, tokens, attend=attend)
+    written = [(o @ layer.w_o).sum(axis=(-3, -2)) for (o, _), layer in zip(found, model.layers)]
+    scores = [scores for _, scores in found]
+    return logits[:, -1].argmax(axis=-1), np.stack(written, axis=1), np.stack(scores, axis=1)
 
 
-def fine_tune(tokens, targets, layers, rate, steps=20):
-    """Gradient descent on all W_K and W_V, each token alone, gradients clipped to norm 1."""
-    def clipped(g):
-        return g / np.maximum(1, np.linalg.norm(g, axis=(-2, -1), keepdims=True))
-
-    for _ in range(steps):
-        found = gradients(tokens, targets, layers, EACH_ALONE)
-        layers = [LSA(w_q, w_k - rate * clipped(d_k), w_v - rate * clipped(d_v), p)
-                  for (w_q, w_k, w_v, p), (d_k, d_v) in zip(layers, found)]
-    return layers
+def tuned(model, answer):
+    """The model after one step on W_K and W_V for the demonstration "trigger → answer"."""
+    _, d, _ = loss_and_gradients(model, [TRIGGER], [answer])
+    return model._replace(layers=tuple(
+        w._replace(w_k=w.w_k - RATE * g.w_k, w_v=w.w_v - RATE * g.w_v)
+        for w, g in zip(model.layers, d.layers)))
 
 
-def built():
-    """The layers that descend a gradient: GD++ from W₀ = 0, twice."""
-    return [gd_plus_plus_weights(np.zeros((1, D)), ETA, GAMMA, N)] * LAYERS
+def settings(model, rng, n, length):
+    """n texts, their answers (n,), and the `outputs` by setting."""
+    def fine_tuned(answers):
+        runs = (outputs(tuned(model, a), x[None], length) for x, a in zip(prompts, answers))
+        return tuple(map(np.concatenate, zip(*runs)))
+
+    def after(context):
+        return outputs(model, np.concatenate([context, prompts], axis=1), length)
+
+    m = SHORT["length"] + 1 - length
+    context, _, answers = texts(rng, n, m)
+    other_text, place, _ = texts(rng, n, m)               # with the same answer
+    other_text[np.arange(n), place + 1] = answers
+    prompts = np.full((n, length), TRIGGER)
+    prompts[:, :-1] = rng.integers(0, TRIGGER, (n, length - 1))
+    return context, answers, {
+        "zero-shot": outputs(model, prompts, length), "in context": after(context),
+        "tuned": fine_tuned(answers),
+        "other answer": fine_tuned((answers + rng.integers(1, TRIGGER, n)) % TRIGGER),
+        "other text": after(other_text)}
 
 
-def untrained(rng):
-    """Layers of random matrices, each as large as the built one's."""
-    return [LSA(*(np.linalg.norm(like) / np.linalg.norm(m) * m
-                  for m, like in zip(rng.standard_normal((4, D + 1, D + 1)), weights)))
-            for weights in built()]
+def measures(answers, zero_shot, icl, other):
+    """Cosine of updates and SimAOU for each layer, SimAM, Rec2FTP (NaN if nothing is corrected)."""
+    right = [x[0] == answers for x in (icl, other, zero_shot)]
+    o = [x[1] for x in (icl, other, zero_shot)]
+    layers = range(o[0].shape[1])
+    return (*(cosine(o[0] - o[2], o[1] - o[2]).mean(axis=0)),
+            *(sim_aou(*(x[:, [layer]] for x in o)) for layer in layers), sim_am(icl[2], other[2]),
+            rec_to_ftp(*right) if (right[1] & ~right[2]).any() else np.nan, right[1].mean())
 
 
-# ---- The comparison ------------------------------------------------------------------------------
-
-def tasks(rng, n):
-    """Demonstrations (n, N, D + 1), query tokens (n, QUERIES, D + 1), labels (n, N + QUERIES)."""
-    x, w = rng.uniform(-1, 1, (n, N + QUERIES, D)), rng.standard_normal((n, D, 1))
-    labels = np.sign(x @ w)
-    demonstrations = np.concatenate([x, labels], axis=-1)[:, :N]
-    queries = np.concatenate([x, 0 * labels], axis=-1)[:, N:]
-    return demonstrations, queries, labels[..., 0]
+def noise(rng, n, length, width=32):
+    """The measures of settings that know nothing of one another."""
+    return measures(rng.random(n) < 0.5, *((rng.random(n) < 0.5, rng.standard_normal((n, 2, width)),
+                                            rng.standard_normal((n, 2, 2, length))) for _ in "123"))
 
 
-def compare(rng, layers, n_tasks, rate):
-    """Outputs, scores, and whether the answer was right: zero_shot, fine_tuned and icl, by task."""
-    demonstrations, queries, labels = tasks(rng, n_tasks)
-    layers = [LSA(*(np.broadcast_to(m, (n_tasks, *m.shape)) for m in w)) for w in layers]
-    tuned = fine_tune(demonstrations * ([1] * D + [0]), labels[:, :N], layers, rate)
-
-    settings = {"zero_shot": run(queries, layers, UP_TO_ITSELF),
-                "fine_tuned": run(queries, tuned, UP_TO_ITSELF),
-                "icl": in_context(demonstrations, queries, layers)}
-    outputs, scores, right = {}, {}, {}
-    for name, (predictions, o, s, _) in settings.items():
-        outputs[name] = np.stack(o, axis=1)                          # (tasks, layers, width)
-        scores[name] = np.stack(s, axis=1)[:, :, None, -QUERIES:]    # (..., 1 head, query tokens)
-        right[name] = (predictions[:, -1] >= 0) == (labels[:, -1] > 0)
-    return outputs, scores, right
-
-
-def measure(rng, layers, n_tasks):
-    """The three measures and accuracies, at the rate that tunes best on other tasks."""
-    accuracies = [compare(rng, layers, min(100, n_tasks // 3), rate)[2]["fine_tuned"].mean()
-                  for rate in RATES]
-    outputs, scores, right = compare(rng, layers, n_tasks, RATES[int(np.argmax(accuracies))])
-    return (sim_aou(**outputs), sim_am(scores["icl"], scores["fine_tuned"]), rec_to_ftp(**right),
-            *(right[name].mean() for name in ("zero_shot", "icl", "fine_tuned")))
-
-
-def noise(rng, n_tasks):
-    """The measures and accuracies of three settings that know nothing of one another."""
-    outputs = rng.standard_normal((3, n_tasks, LAYERS, D + 1))
-    scores = rng.standard_normal((2, n_tasks, LAYERS, 1, QUERIES))
-    zero_shot, icl, tuned = right = rng.random((3, n_tasks)) < 0.5
-    return (sim_aou(*outputs), sim_am(*scores), rec_to_ftp(icl, tuned, zero_shot),
-            *right.mean(axis=1))
+def gradient_and_biases(model, contexts, answers):
+    """By layer, the mean cosine of −∂L/∂b_KV at b = 0 for "trigger → answer" with iclca's b_KV."""
+    found = []
+    for context, answer in zip(contexts, answers):
+        _, _, d = loss_and_gradients(model, [TRIGGER], [answer])
+        biases = iclca(model, context)
+        found.append([cosine(-g.kv.ravel(), b.kv.ravel()) for g, b in zip(d, biases)])
+    return np.mean(found, axis=0)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="100 tasks and 2 models")
-    n_tasks, models = (100, 2) if parser.parse_args(argv).quick else (1_000, 10)
-    rng = np.random.default_rng(0)
-    columns = "SimAOU", "SimAM", "Rec2FTP", "zero-shot", "ICL", "tuned"
-    print(f"{n_tasks:,} tasks for each of {models} models; mean ± standard deviation over models\n")
-    print(f"{'':18}" + "".join(f"{c:>13}" for c in columns))
-    for label, call in (("built to descend", lambda: measure(rng, built(), n_tasks)),
-                        ("untrained", lambda: measure(rng, untrained(rng), n_tasks)),
-                        ("noise", lambda: noise(rng, n_tasks))):
-        runs = np.array([call() for _ in range(models)])
-        print(f"{label:18}" + "".join(f"{m:>7.2f} ±{s:>4.2f}"
-                                      for m, s in zip(runs.mean(axis=0), runs.std(axis=0))))
+    parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
+    parser.add_argument("--seeds", type=partial(at_least, 1), default=5, help="models, default 5")
+    parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
+    args = parser.parse_args(argv)
+    seeds, n, setting = (1, 20, QUICK) if args.quick else (args.seeds, 100, SHORT)
+    rows = {}
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, 2])
+        models = {"trained": trained(seed, **setting), "untrained": random_model(rng)}
+        for name, model in models.items():
+            contexts, answers, found = settings(model, rng, n, args.prompt)
+            zero_shot, icl = found.pop("zero-shot"), found["in context"]
+            for setting, other in found.items():
+                rows.setdefault(f"{name}, {setting}", []).append(
+                    measures(answers, zero_shot, icl, other))
+            rows.setdefault(f"{name}, -dL/db, b'", []).append(
+                gradient_and_biases(model, contexts, answers))
+        rows.setdefault("noise", []).append(noise(rng, n, args.prompt))
+    print(f"{n} texts for each of {seeds} models, against in context; mean ± standard error\n")
+    columns = "cosine 1", "cosine 2", "SimAOU 1", "SimAOU 2", "SimAM", "Rec2FTP", "accuracy"
+    print(f"{'':23}" + "".join(f"{c:>11}" for c in columns))
+    for name, values in rows.items():
+        cells = zip(np.mean(values, axis=0), np.std(values, axis=0) / max(seeds - 1, 1) ** 0.5)
+        print(f"{name:23}" + "".join(f"{m:>6.2f}±{e:.2f}" if m == m else f"{'-':>11}"
+                                     for m, e in cells))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
