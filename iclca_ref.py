@@ -390,8 +390,9 @@ def fitted_bias(attention, v, rows):
     if not kept.shape[-2] or (kept.sum(axis=-1) != 1).any() or (kept.sum(axis=-2) > 1).any():
         raise ValueError(f"rows {rows.shape} must be different numbers from 0 to {v.shape[-2] - 1}")
     A_R, e = attention @ kept.mT, kept + 1 / kept.shape[-2]
+    seen, among_kept = A_R.mT @ attention, A_R.mT @ A_R
     for _ in range(100):
-        e = e * (A_R.mT @ attention) / np.maximum(A_R.mT @ A_R @ e, np.finfo(e.dtype).tiny)
+        e = e * seen / np.maximum(among_kept @ e, np.finfo(e.dtype).tiny)
     e = np.where(kept.any(axis=-2, keepdims=True), kept, e)
     return Bias(e @ v, e.sum(axis=-1))
 
