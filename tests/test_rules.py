@@ -93,7 +93,7 @@ def test_each_head_has_a_row_and_the_next_goes_where_the_relative_error_falls_mo
         if drawn:    # any other gains, which need not fall
             gain = np.random.default_rng(len(gains)).random((4, M)) ** [[9], [1], [1], [1]]
             c.plans[1] = A, order, gain
-        gains += [*gain]
+        gains += [*np.minimum.accumulate(gain, axis=-1)]    # at most what the rows before gained
     for _ in range(4 * len(rows)):
         rows[max(range(8), key=lambda head: [*gains[head], 0][rows[head]])] += 1
     made = np.array([(bias.d > 0).sum(axis=-1) for _, bias in least_squares(layers, 5)])

@@ -60,7 +60,7 @@ def least_squares(layers, m, share=1):
     """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
     plans, tokens = [planned(c, share) for c in layers], layers[0].k.shape[-2]
     gains = np.concatenate([np.minimum.accumulate(gain, axis=-1) for *_, gain in plans])
-    gains[:, 0] = np.inf    # a row for every head; and a row waits for its head's earlier ones
+    gains[:, 0] = np.inf    # a row for every head; others count at most what those before gained
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
     return [fitted(c, A, order, n, share) for c, (A, order, _), n in zip(layers, plans, budgets)]
