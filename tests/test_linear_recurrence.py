@@ -4,7 +4,7 @@ A and B of a row are matrices, as in the docstring of linear_recurrence; beside 
 of its paper as loops over numbers: s[x][y] is the state at feature x and value y.
 """
 
-from functools import partial
+from functools import partial, reduce
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -14,27 +14,27 @@ from hypothesis import strategies as st
 from numpy import diag, outer
 
 import iclca_ref
-from arguments import a, assert_apart, assert_arguments_stay, batches, case, float_types, refused
-from exact import (case_rngs, every, rational_rope, realistic, rotations, shapes, symbolic_rope,
-                   uniform)
+from arguments import a, assert_arguments_stay, batches, case, float_types, layouts, refused
+from exact import (assert_close, case_rngs, every, flat, rational_rope, realistic, rotations,
+                   shapes, symbolic_rope, uniform)
 from iclca_ref import (attention_bias, compose, context_map, gradient_descent, key_value_matrix,
                        linear_recurrence, parallel_scan)
-from linear_transformer import Bias, recurrent_attention, rope, rotate
+from linear_transformer import Bias, chunked_attention, recurrent_attention, rotate
 from polynomials import angles, variables
 from theorem import broken, theorem
 
 # ---- Texts --------------------------------------------------------------------------------------
 
 # n tokens, k features, v values, j pairs. Of every token: queries, keys, decays and gates of its
-# features, values and gates of these, decays of every channel, numbers, its own turn. Two starts,
-# for a stacked state; where a normalizer starts; a constant.
-AXES = {**dict.fromkeys("qkpab", "nk"), **dict.fromkeys("vu", "nv"), "d": "nvk", "s": "kv",
+# features, values and gates of these, decays of every channel, numbers, how far it turns. Two
+# starts, for a state of two parts; where a normalizer starts; a constant.
+AXES = {**dict.fromkeys("qkpab", "nk"), **dict.fromkeys("vu", "nv"), "d": "nkv", "s": "kv",
         "r": "kv", **dict.fromkeys(["alpha", "beta", "eta"], "n"), "cos": "nj", "sin": "nj",
         "z": "k", "gamma": ""}
 
 
 class Text(SimpleNamespace):
-    """Arrays with these axes, and a rope."""
+    """Arrays with these axes, and a rope; its parts are its tokens."""
 
     def __iter__(self):
         for i in range(len(self.k)):
@@ -58,148 +58,110 @@ def texts(draw, least=1):
 
 
 def symbolic_text(n, pairs=1, d_v=1):
-    turns = symbolic_rope(np.array([1]), angles("turn", n, pairs))
-    return text_of(variables, partial(symbolic_rope, theta=angles("w", pairs)), turns, n, pairs, d_v)
+    rope, turns = (partial(symbolic_rope, theta=theta)
+                   for theta in (angles("w", pairs), angles("turn", n, pairs)))
+    return text_of(variables, rope, turns(np.array([1])), n, pairs, d_v)
 
 
 # ---- Every row of the table is its paper's recurrence -------------------------------------------
 
-def eye(t):
-    return np.eye(len(t.k), dtype=object)
+# As matrices
+eye = lambda t: np.eye(len(t.k), dtype=object)
+kv = lambda t: outer(t.k, t.v)
+back = lambda t: rotate(eye(t), *t.rope(np.array([-1]))).T             # R_{−1}: one place back
+own = lambda t: rotate(eye(t), t.cos[None], -t.sin[None]).T            # the token's own turn, back
+erase = lambda k, beta: np.eye(len(k), dtype=object) - beta * outer(k, k)
 
-
-def back(t):
-    """R_{−1}: one place back."""
-    return rotate(eye(t), *t.rope(np.array([-1]))).T
-
-
-def erase(k, beta):
-    """I − β k kᵀ."""
-    return np.eye(len(k), dtype=object) - beta * outer(k, k)
-
-
-def own_steps(t):
-    """DeltaProduct: a token's own steps of DeltaNet, here two, behind a decay."""
-    return context_map(np.array([t.alpha * erase(t.k, t.beta), erase(t.p, t.eta)]),
-                       np.array([t.beta * outer(t.k, t.v), t.eta * outer(t.p, t.u)]))
-
-
-def mamba_3(t):
-    R, kv = rotate(eye(t), t.cos[None], -t.sin[None]).T, outer(t.k, t.v)   # its own turn, back
-    return np.block([[t.alpha * R, t.beta * R], [0 * R, 0 * R]]), np.vstack([t.eta * kv, kv])
-
-
-def momentum(t):
-    kk, kv, I = t.beta * outer(t.k, t.k), t.beta * outer(t.k, t.v), eye(t)
-    return np.block([[(1 - t.alpha) * I - kk, t.eta * I], [-kk, t.eta * I]]), np.vstack([kv, kv])
-
-
-def reads_first(t):
-    """RWKV-6 reads s and its bonus, s + (u∘k) vᵀ, before it writes: the state [what is read; s]."""
-    return (np.block([[0 * eye(t), eye(t)], [0 * eye(t), diag(t.a)]]),
-            np.vstack([outer(t.b * t.k, t.v), outer(t.k, t.v)]))
-
-
-def grid(s, entry):
-    return [[entry(x, y) for y in range(len(s[0]))] for x in range(len(s))]
-
-
-def read(u, s, y):
-    """Σ_x u[x] s[x][y]."""
-    return sum(u[x] * s[x][y] for x in range(len(u)))
-
-
-def each(entry):
-    """A paper's step s[x][y] ← entry(t, s, x, y); a second state r stays as it is."""
-    return lambda t, s, r: (grid(s, partial(entry, t, s)), r)
-
-
-def own_steps_paper(t, s, r):
-    s = grid(s, lambda x, y: t.alpha * s[x][y])
-    for k, v, rate in (t.k, t.v, t.beta), (t.p, t.u, t.eta):
-        s = grid(s, lambda x, y: s[x][y] + rate * k[x] * (v[y] - read(k, s, y)))
-    return s, r
-
-
-def mamba_3_paper(t, s, last):
-    """The trapezoidal rule: what the token before wrote is written once more."""
-    new = grid(s, lambda x, y: t.k[x] * t.v[y])
-    return grid(s, lambda x, y: t.alpha * s[x][y] + t.beta * last[x][y] + t.eta * new[x][y]), new
+# As loops over the state's entries s[x][y], of features x and values y
+grid = lambda s, entry: [[entry(x, y) for y in range(len(s[0]))] for x in range(len(s))]
+read = lambda k, s: [sum(k[x] * s[x][y] for x in range(len(s))) for y in range(len(s[0]))]
+error = lambda s, k, v: [v[y] - seen for y, seen in enumerate(read(k, s))]
+write = lambda s, k, v: grid(s, lambda x, y: s[x][y] + k[x] * v[y])
+times = lambda c, s: grid(s, lambda x, y: (c[x] if np.ndim(c) else c) * s[x][y])
 
 
 def momentum_paper(t, M, S):
     """S ← η S − θ ∇ of ½ ‖Mᵀk − v‖², then M ← (1 − α) M + S."""
-    S = grid(S, lambda x, y: t.eta * S[x][y] - t.beta * t.k[x] * (read(t.k, M, y) - t.v[y]))
+    S = write(times(t.eta, S), t.beta * t.k, error(M, t.k, t.v))
     return grid(M, lambda x, y: (1 - t.alpha) * M[x][y] + S[x][y]), S
 
 
-def reads_first_paper(t, _, s):
-    return (grid(s, lambda x, y: s[x][y] + t.b[x] * t.k[x] * t.v[y]),
-            grid(s, lambda x, y: t.a[x] * s[x][y] + t.k[x] * t.v[y]))
+def mlstm_paper(t, s):
+    """C ← f C + i k vᵀ, and the normalizer n ← f n + i k, kept as the last column."""
+    C = write(times(t.alpha, [row[:-1] for row in s]), t.beta * t.k, t.v)
+    return [[*row, t.alpha * s[x][-1] + t.beta * t.k[x]] for x, row in enumerate(C)]
 
 
-ROWS = {   # A and B of a token; a step of the paper
-    "linear attention": (lambda t: (eye(t), outer(t.k, t.v)),
-                         each(lambda t, s, x, y: s[x][y] + t.k[x] * t.v[y])),
-    "rotary": (lambda t: (back(t), outer(t.k, t.v)),
-               each(lambda t, s, x, y: s[x][y] + t.k[x] * t.v[y])),
-    "RetNet": (lambda t: (t.gamma * back(t), outer(t.k, t.v)),
-               each(lambda t, s, x, y: t.gamma * s[x][y] + t.k[x] * t.v[y])),
-    "Mamba-2": (lambda t: (t.alpha * eye(t), outer(t.k, t.v)),
-                each(lambda t, s, x, y: t.alpha * s[x][y] + t.k[x] * t.v[y])),
-    "GLA": (lambda t: (diag(t.a), outer(t.k, t.v)),
-            each(lambda t, s, x, y: t.a[x] * s[x][y] + t.k[x] * t.v[y])),
-    "DeltaNet": (lambda t: (erase(t.k, t.beta), t.beta * outer(t.k, t.v)), each(
-        lambda t, s, x, y: s[x][y] + t.beta * t.k[x] * (t.v[y] - read(t.k, s, y)))),
-    "Gated DeltaNet": (lambda t: (t.alpha * erase(t.k, t.beta), t.beta * outer(t.k, t.v)), each(
-        lambda t, s, x, y: t.alpha * s[x][y] + t.beta * t.k[x] * (
-            t.v[y] - t.alpha * read(t.k, s, y)))),
-    "KDA": (lambda t: (erase(t.k, t.beta) @ diag(t.a), t.beta * outer(t.k, t.v)), each(
-        lambda t, s, x, y: t.a[x] * s[x][y] + t.beta * t.k[x] * (
-            t.v[y] - sum(t.k[z] * t.a[z] * s[z][y] for z in range(len(s)))))),
-    "Comba": (lambda t: (t.alpha * eye(t) - t.beta * outer(t.k, t.p), t.beta * outer(t.k, t.v)),
-              each(lambda t, s, x, y: t.alpha * s[x][y] + t.beta * t.k[x] * (
-                  t.v[y] - read(t.p, s, y)))),
-    "Gated DeltaNet-2": (lambda t: ((eye(t) - outer(t.k, t.b * t.k)) @ diag(t.a),
-                                    outer(t.k, t.u * t.v)), each(
-        lambda t, s, x, y: t.a[x] * s[x][y] + t.k[x] * (
-            t.u[y] * t.v[y] - sum(t.b[z] * t.k[z] * t.a[z] * s[z][y] for z in range(len(s)))))),
-    "RWKV-7": (lambda t: (diag(t.a) - outer(t.b * t.p, t.p), outer(t.k, t.v)), each(
-        lambda t, s, x, y: t.a[x] * s[x][y] - t.b[x] * t.p[x] * read(t.p, s, y)
-        + t.k[x] * t.v[y])),
-    "DPLR": (lambda t: (diag(t.a) + outer(t.b, t.p), outer(t.k, t.v)), each(
-        lambda t, s, x, y: t.a[x] * s[x][y] + t.b[x] * read(t.p, s, y) + t.k[x] * t.v[y])),
-    "IPLR": (lambda t: (eye(t) + outer(t.b, t.p), outer(t.k, t.v)), each(
-        lambda t, s, x, y: s[x][y] + t.b[x] * read(t.p, s, y) + t.k[x] * t.v[y])),
-    "DeltaProduct": (own_steps, own_steps_paper),
-    "Mamba-3; the last k vᵀ": (mamba_3, mamba_3_paper),       # the state has two parts, behind a ;
-    "momentum M; S": (momentum, momentum_paper),
-    "RWKV-6 with bonus; s": (reads_first, reads_first_paper),
-    "mLSTM C, n": (lambda t: (t.alpha * eye(t), t.beta * outer(t.k, [*t.v, 1])), each(
-        lambda t, s, x, y: t.alpha * s[x][y] + t.beta * (     # n ← f n + i k is the last column
-            t.k[x] * t.v[y] if y < len(t.v) else t.k[x])))}
+ROWS = {   # A and B of a token; what its paper makes of the state
+    "linear attention": (lambda t: (eye(t), kv(t)), lambda t, s: write(s, t.k, t.v)),
+    "rotary": (lambda t: (back(t), kv(t)), lambda t, s: write(s, t.k, t.v)),
+    "RetNet": (lambda t: (t.gamma * back(t), kv(t)),
+               lambda t, s: write(times(t.gamma, s), t.k, t.v)),
+    "Mamba-2": (lambda t: (t.alpha * eye(t), kv(t)),
+                lambda t, s: write(times(t.alpha, s), t.k, t.v)),
+    "GLA": (lambda t: (diag(t.a), kv(t)), lambda t, s: write(times(t.a, s), t.k, t.v)),
+    "DeltaNet": (lambda t: (erase(t.k, t.beta), t.beta * kv(t)),
+                 lambda t, s: write(s, t.beta * t.k, error(s, t.k, t.v))),
+    "Gated DeltaNet": (
+        lambda t: (t.alpha * erase(t.k, t.beta), t.beta * kv(t)),
+        lambda t, s: write(times(t.alpha, s), t.beta * t.k, error(times(t.alpha, s), t.k, t.v))),
+    "KDA": (lambda t: (erase(t.k, t.beta) @ diag(t.a), t.beta * kv(t)),
+            lambda t, s: write(times(t.a, s), t.beta * t.k, error(times(t.a, s), t.k, t.v))),
+    "Comba": (lambda t: (t.alpha * eye(t) - t.beta * outer(t.k, t.p), t.beta * kv(t)),
+              lambda t, s: write(times(t.alpha, s), t.beta * t.k, error(s, t.p, t.v))),
+    "Gated DeltaNet-2": (
+        lambda t: ((eye(t) - outer(t.k, t.b * t.k)) @ diag(t.a), outer(t.k, t.u * t.v)),
+        lambda t, s: write(times(t.a, s), t.k, error(times(t.a, s), t.b * t.k, t.u * t.v))),
+    "RWKV-7": (   # p is κ, of any length
+        lambda t: (diag(t.a) - outer(t.b * t.p, t.p), kv(t)),
+        lambda t, s: write(write(times(t.a, s), -t.b * t.p, read(t.p, s)), t.k, t.v)),
+    "DPLR": (     # IPLR with a = 1
+        lambda t: (diag(t.a) + outer(t.b, t.p), kv(t)),
+        lambda t, s: write(write(times(t.a, s), t.b, read(t.p, s)), t.k, t.v)),
+    "DeltaProduct": (   # two steps of DeltaNet in a token, behind a decay
+        lambda t: context_map(np.array([t.alpha * erase(t.k, t.beta), erase(t.p, t.eta)]),
+                              np.array([t.beta * kv(t), t.eta * outer(t.p, t.u)])),
+        lambda t, s: reduce(lambda s, x: write(s, x[2] * x[0], error(s, *x[:2])),
+                            [(t.k, t.v, t.beta), (t.p, t.u, t.eta)], times(t.alpha, s))),
+    "mLSTM C, n": (lambda t: (t.alpha * eye(t), t.beta * outer(t.k, [*t.v, 1])), mlstm_paper),
+    "Mamba-1": (  # each channel is a head with one value; d is exp(Δ a), u is Δ
+        lambda t: (np.array([diag(d) for d in t.d.T]), ((t.u * t.v)[:, None] * t.k)[..., None]),
+        lambda t, h: grid(h, lambda x, y: t.d[x][y] * h[x][y] + t.u[y] * t.k[x] * t.v[y])),
+    "Mamba-3 h; k vᵀ": (   # the trapezoidal rule: what the last token wrote is written once more
+        lambda t: (np.block([[t.alpha * own(t), t.beta * own(t)], [0 * eye(t), 0 * eye(t)]]),
+                   np.vstack([t.eta * kv(t), kv(t)])),
+        lambda t, h, last: (write(grid(h, lambda x, y: t.alpha * h[x][y] + t.beta * last[x][y]),
+                                  t.eta * t.k, t.v), write(times(0, last), t.k, t.v))),
+    "momentum M; S": (
+        lambda t: (np.block([[erase(t.k, t.beta) - t.alpha * eye(t), t.eta * eye(t)],
+                             [erase(t.k, t.beta) - eye(t), t.eta * eye(t)]]),
+                   t.beta * np.vstack([kv(t), kv(t)])), momentum_paper),
+    "RWKV-6 read; s": (   # it reads s and a bonus b for its own key before it writes
+        lambda t: (np.block([[0 * eye(t), eye(t)], [0 * eye(t), diag(t.a)]]),
+                   np.vstack([outer(t.b * t.k, t.v), kv(t)])),
+        lambda t, _, s: (write(s, t.b * t.k, t.v), write(times(t.a, s), t.k, t.v)))}
 NAMES = list(ROWS)
-SYMMETRIC = "linear attention", "Mamba-2", "GLA", "DeltaNet", "Gated DeltaNet", "mLSTM C, n"
 
 
 def law(name, text):
-    """The row's q, A, B and start. Of a state with two parts q reads the first."""
-    two, wider = ";" in name, "," in name
-    return (np.hstack([text.q, 0 * text.q]) if two else text.q,
-            *map(np.array, zip(*map(ROWS[name][0], text))),
-            np.vstack([text.s, text.r]) if two else
-            np.hstack([text.s, text.z[:, None]]) if wider else text.s)
+    """The row's q, A, B and start. Of a state of two parts q reads the first."""
+    q, s, (A, B) = text.q, text.s, map(np.array, zip(*map(ROWS[name][0], text)))
+    if name == "Mamba-1":
+        return q + 0 * s.T[:, :1, None], *(X.swapaxes(0, 1) for X in (A, B)), s.T[..., None]
+    if ";" in name:
+        return np.hstack([q, 0 * q]), A, B, np.vstack([s, text.r])
+    return q, A, B, np.hstack([s, text.z[:, None]])[:, :B.shape[-1]]
 
 
 def turned(x, cos, sin):
-    """Every pair of x turned."""
     return [z for j, (c, s) in enumerate(zip(cos, sin))
             for z in (x[2 * j] * c - x[2 * j + 1] * s, x[2 * j] * s + x[2 * j + 1] * c)]
 
 
 def paper(name, text):
     """The paper's outputs and last state. Where it turns q and k, seen from the last token."""
-    (s, r), o = np.array_split(law(name, text)[3], [len(text.s)]), []
+    s = np.hstack([text.s, text.z[:, None]]) if "," in name else text.s
+    parts, o = (s, text.r) if ";" in name else (s,), []
     cos, sin = [1] * text.cos.shape[1], [0] * text.cos.shape[1]
     for t in text:
         if name in ("rotary", "RetNet"):      # by the position
@@ -207,15 +169,21 @@ def paper(name, text):
         if "Mamba-3" in name:                 # by the angles of the tokens so far
             cos, sin = ([c * C - s * S for c, s, C, S in zip(t.cos, t.sin, cos, sin)],
                         [s * C + c * S for c, s, C, S in zip(t.cos, t.sin, cos, sin)])
-        t.q, t.k = turned(t.q, cos, sin), turned(t.k, cos, sin)
-        s, r = ROWS[name][1](t, s, r)
-        o.append([read(t.q, s, y) for y in range(len(s[0]))])
-    columns = [[turned(x, cos, [-z for z in sin]) for x in zip(*s)] for s in (s, r) if len(s)]
-    return np.array(o, object), np.concatenate(np.array(columns, object), axis=-1).T
+        t.q, t.k = (np.array(turned(x, cos, sin)) for x in (t.q, t.k))
+        parts = ROWS[name][1](t, *parts)
+        parts = parts if ";" in name else [parts]
+        o.append(read(t.q, parts[0]))
+    columns = [[turned(x, cos, [-z for z in sin]) for x in zip(*s)] for s in parts]
+    return np.array(o), np.concatenate(np.array(columns, object), axis=-1).T
 
 
-sizes = dict(pairs=(1, 2), d_v=(1, 2))
-SHAPES = shapes(every(n=(1, 2), **sizes), every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
+def run(*q_A_B_state):
+    """linear_recurrence, with heads of one value as the values."""
+    return [x[..., 0].T if x.ndim > 2 else x for x in linear_recurrence(*q_A_B_state)]
+
+
+SHAPES = shapes(every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)),
+                every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
 
 
 @theorem("every row is its paper's loop", "RetNet...Mamba-3", texts().map(lambda t: (NAMES, t)),
@@ -224,54 +192,20 @@ SHAPES = shapes(every(n=(1, 2), **sizes), every(n=(1, 2, 3), pairs=(1, 2), d_v=(
 def row(names, text, change=lambda A: A):
     """The recurrence of a row's A and B  =  the loops of its paper."""
     laws = [(q, change(A), B, s) for q, A, B, s in (law(name, text) for name in names)]
-    return [linear_recurrence(*of_row) for of_row in laws], [paper(name, text) for name in names]
+    return [run(*each) for each in laws], [paper(name, text) for name in names]
 
 
-def one_of(names):
-    return st.tuples(st.sampled_from(names).map(lambda name: [name]), texts(least=2))
-
-
-def each_of(names):
-    return [([name], symbolic_text(2)) for name in names]
-
-
-turning = [name for name in NAMES if name not in SYMMETRIC]
-
-
-@broken(row, "A transposed, where A is not Aᵀ", one_of(turning), each_of(turning))
-def row_transposed(names, text):
-    return row(names, text, lambda A: A.mT)
-
-
-@broken(row, "the row above in its place", one_of(NAMES[1:]), each_of(NAMES[1:]))
-def row_above(names, text):
-    above = linear_recurrence(*law(NAMES[NAMES.index(*names) - 1], text))[0]
-    return [o[:, :text.v.shape[1]] for o in (above, paper(*names, text)[0])]
-
-
-def channels(text):
-    """Mamba-1: each channel is a head with one value; all have the same queries and keys."""
-    A = np.moveaxis(text.d, 1, 0)[..., None] * np.eye(len(text.s), dtype=object)
-    B = ((text.u * text.v).T[..., None] * text.k)[..., None]
-    return text.q + 0 * text.v.T[..., None], A, B, text.s.T[..., None]
-
-
-@theorem("Mamba-1: channels are heads", "2312.00752", texts(), every(n=(1, 2), **sizes),
-         symbolic_text)
-def mamba_1(text):
-    """The recurrence with a head for every channel  =  the selective scan; d is exp(Δ a), u Δ."""
-    (o, last), h, expected = linear_recurrence(*channels(text)), text.s, []
-    for t in text:
-        h = grid(h, lambda x, y: t.d[y][x] * h[x][y] + t.u[y] * t.k[x] * t.v[y])
-        expected.append([read(t.q, h, y) for y in range(len(t.v))])
-    return (o[..., 0].T, last[..., 0].T), (np.array(expected), np.array(h))
+one_of = lambda names: st.tuples(st.sampled_from(names).map(lambda name: [name]), texts(least=2))
+each_of = lambda names: [([name], symbolic_text(2)) for name in names]
+turning = [x for x in NAMES if (law(x, symbolic_text(1))[1] != law(x, symbolic_text(1))[1].mT).any()]
+row_transposed = broken(row, "A transposed, where A ≠ Aᵀ", one_of(turning), each_of(turning))(
+    lambda names, text: row(names, text, lambda A: A.mT))
+row_above = broken(row, "the row above in its place", one_of(NAMES[1:]), each_of(NAMES[1:]))(
+    lambda names, text: [o[:, :text.v.shape[1]] for o in (
+        run(*law(NAMES[NAMES.index(*names) - 1], text))[0], paper(*names, text)[0])])
 
 
 # ---- The map replaces the context, for every start and every A, B -------------------------------
-
-def cut(part, *arrays):
-    return [X[..., part, :, :] for X in arrays]
-
 
 def steps_of(entries, m, n, d_k, d_v):
     """The length of a context; q, A, B of it and of n tokens after it; a start."""
@@ -279,14 +213,10 @@ def steps_of(entries, m, n, d_k, d_v):
                                       ("B", m + n, d_k, d_v), ("s", d_k, d_v)))
 
 
-symbolic_steps = partial(steps_of, variables)
-
-
-@st.composite
-def steps(draw, least=0):
-    m, rng = draw(st.integers(least, 4)), draw(case_rngs)
-    return steps_of(lambda _, *shape: uniform(rng, *shape), m, *(draw(st.integers(1, 3))
-                                                                 for _ in range(3)))
+def steps(least=0, most=4):
+    sizes = [st.integers(least, most), *[st.integers(1, 3)] * 3]
+    return st.builds(lambda rng, *n: steps_of(lambda _, *shape: uniform(rng, *shape), *n),
+                     case_rngs, *sizes)
 
 
 def float_steps(rng, dtype):
@@ -300,44 +230,40 @@ def float_steps(rng, dtype):
     return m, q, A * decay[..., None, :], beta * k[..., None] * v[..., None, :], start.kv
 
 
+symbolic_steps = partial(steps_of, variables)
+smallest = [symbolic_steps(1, 1, 1, 1)]
+
+
 @theorem("a context is one affine map", "ICLCA §7", steps(), every(
-    m=range(3), n=(1,), d_k=(1, 2), d_v=(1, 2)) + [dict(m=3, n=2, d_k=1, d_v=2)], symbolic_steps,
+    m=range(3), n=(0, 1), d_k=(1, 2), d_v=(1, 2)) + [dict(m=3, n=2, d_k=1, d_v=2)], symbolic_steps,
     floats=float_steps, ulps=200)
 def replaced(m, q, A, B, state, start=lambda A, B, state: A @ state + B):
     """What follows, from the start that the context's map gives  =  with the context in front."""
+    before, after = ([X[..., part, :, :] for X in (A, B)] for part in (np.s_[:m], np.s_[m:]))
     o, last = linear_recurrence(q, A, B, state)
-    state = start(*context_map(*cut(np.s_[:m], A, B)), state)
-    return linear_recurrence(q[..., m:, :], *cut(np.s_[m:], A, B), state), (o[..., m:, :], last)
+    state = start(*context_map(*before), state)
+    return linear_recurrence(q[..., m:, :], *after, state), (o[..., m:, :], last)
 
 
 @theorem("a context is one affine map", "ICLCA §7", None,
          every(m=(1,), n=(0,), d_k=(1, 2, 3), d_v=(1, 2, 3)), symbolic_steps)
 def one_step_is_the_induction(_, q, A, B, s):
-    after = A[0] @ s + B[0]
-    return linear_recurrence(q, A, B, s), (q @ after, after)
+    return linear_recurrence(q, A, B, s), (q @ (A[0] @ s + B[0]), A[0] @ s + B[0])
 
 
-@broken(replaced, "b + B in the place of A b + B", steps(least=1), [symbolic_steps(1, 1, 1, 1)])
 def start_added(*case):
-    (o, _), (expected, _) = replaced(*case, start=lambda A, B, state: state + B)
-    return o, expected
+    return [o for o, _ in replaced(*case, start=lambda A, B, state: state + B)]
 
 
-@broken(replaced, "b + B in the place of A b + B", one_of(NAMES[1:]), each_of(NAMES[1:]))
-def start_added_in_each_row(names, text):
-    return start_added(1, *law(*names, text))
+added = partial(broken, replaced, "b + B in the place of A b + B")
+start_added_to_steps = added(steps(least=1), smallest)(lambda *case: start_added(*case))
+start_added_in_each_row = added(one_of(NAMES[1:]), each_of(NAMES[1:]))(
+    lambda names, text: start_added(1, *law(*names, text)))
 
 
-@broken(replaced, "b + B in the place of A b + B", texts(least=2), [symbolic_text(2)])
-def start_added_in_mamba_1(text):
-    return start_added(1, *channels(text))
-
-
-def test_only_in_the_first_row_the_start_may_be_added_and_in_six_rows_A_is_symmetric():
+def test_in_the_first_row_the_start_may_be_added_and_in_ten_rows_A_is_not_symmetric():
     o, expected = start_added(1, *law(NAMES[0], symbolic_text(3)))
-    assert (o == expected).all()
-    for _, A, _, _ in (law(name, symbolic_text(2)) for name in SYMMETRIC):
-        assert (A == A.mT).all()
+    assert (o == expected).all() and len(turning) == 10
 
 
 # ---- Maps compose; all prefixes at once ---------------------------------------------------------
@@ -347,22 +273,18 @@ def test_only_in_the_first_row_the_start_may_be_added_and_in_six_rows_A_is_symme
     symbolic_steps)
 def composed(m, _, A, B, __, order=1):
     """The later context's map after the earlier one's  =  the map of both."""
-    maps = [context_map(*cut(part, A, B)) for part in (np.s_[m:], np.s_[:m])]
-    return compose(*maps[::order]), context_map(A, B)
+    return (compose(*[context_map(A[i], B[i]) for i in (np.s_[m:], np.s_[:m])][::order]),
+            context_map(A, B))
 
 
-@broken(composed, "the two contexts in the other order", steps(least=1),
-        [symbolic_steps(1, 1, 1, 1)],
-        difference="A0_0_0*B1_0_0 - A1_0_0*B0_0_0 + B0_0_0 - B1_0_0")
-def composed_in_the_other_order(*case):
-    return composed(*case, order=-1)
-
-
-@theorem("maps compose, associatively", "Martin, Cundy '18", None, every(
+composed_in_the_other_order = broken(
+    composed, "the two contexts in the other order", steps(least=1), smallest,
+    difference="A0_0_0*B1_0_0 - A1_0_0*B0_0_0 + B0_0_0 - B1_0_0")(
+    lambda *case: composed(*case, order=-1))
+associative = theorem("maps compose, associatively", "Martin, Cundy '18", None, every(
     d_k=(1, 2, 3), d_v=(1, 2)), lambda d_k, d_v: tuple(
-        (variables("A" + x, d_k, d_k), variables("B" + x, d_k, d_v)) for x in "xyz"))
-def associative(x, y, z):
-    return compose(x, compose(y, z)), compose(compose(x, y), z)
+        (variables("A" + x, d_k, d_k), variables("B" + x, d_k, d_v)) for x in "xyz"))(
+    lambda x, y, z: (compose(x, compose(y, z)), compose(compose(x, y), z)))
 
 
 @theorem("the parallel scan: all prefixes", "Hillis, Steele 86", steps(), every(
@@ -374,7 +296,7 @@ def scanned(m, _, A, B, __):
     return parallel_scan(A, B), tuple(map(np.array, zip(*maps)))
 
 
-@broken(scanned, "composing in the other order", steps(least=1), [symbolic_steps(1, 1, 1, 1)])
+@broken(scanned, "composing in the other order", steps(least=1), smallest)
 def scanned_in_the_other_order(*case):
     with patch.object(iclca_ref, "compose", lambda later, earlier: compose(earlier, later)):
         scan = parallel_scan(*case[2:4])
@@ -426,18 +348,18 @@ def packed(lengths, starts, q, A, B, before, kept=0):
     """Texts in one run, the start of each in its first B  =  each by itself, empty ones too."""
     parts = [np.s_[end - n:end] for end, n in zip(np.cumsum(lengths), lengths)]
     alone = [linear_recurrence(q[i], A[i], B[i], s) for i, s in zip(parts, starts)]
-    joined, written, filled = A.copy(), B.copy(), [i for i, n in enumerate(lengths) if n]
-    for i in filled:
-        joined[parts[i].start] = kept * A[parts[i].start]
-        written[parts[i].start] += A[parts[i].start] @ starts[i]
-    last = parallel_scan(joined, written)[1][[parts[i].stop - 1 for i in filled]]
-    return ((linear_recurrence(q, joined, written, before)[0], last),
+    filled = [i for i, n in enumerate(lengths) if n]
+    first, last = ([part.indices(len(q))[end] + shift for part in map(parts.__getitem__, filled)]
+                   for end, shift in ((0, 0), (1, -1)))
+    A_0, B_0 = A.copy(), B.copy()
+    A_0[first], B_0[first] = kept * A[first], A[first] @ starts[filled] + B[first]
+    return ((linear_recurrence(q, A_0, B_0, before)[0], parallel_scan(A_0, B_0)[1][last]),
             (np.concatenate([o for o, _ in alone]), np.array([alone[i][1] for i in filled])))
 
 
-@broken(packed, "A as it is at a text's first token", None, [texts_of(variables, (1, 1), 1, 1)])
-def packed_without_forgetting(*case):
-    return packed(*case, kept=1)
+packed_without_forgetting = broken(packed, "A as it is at a text's first token", None,
+                                   [texts_of(variables, (1, 1), 1, 1)])(
+    lambda *case: packed(*case, kept=1))
 
 
 @theorem("read one token earlier", "RWKV-6", texts(), every(n=(1, 2, 3), pairs=(1,), d_v=(1, 2)),
@@ -445,34 +367,129 @@ def packed_without_forgetting(*case):
 def read_earlier(text, bonus=1):
     """The recurrence read one token earlier, and the bonus of the token itself  =  RWKV-6."""
     q, A, B, _ = law("GLA", text)
-    first = np.eye(len(text.s), dtype=object)[None], 0 * B[:1]
-    A, B = (np.concatenate([x, X[:-1]]) for x, X in zip(first, (A, B)))
+    A, B = (np.concatenate([x, X[:-1]]) for x, X in ((erase(q[0], 0)[None], A), (0 * B[:1], B)))
     of_token = (text.q * text.b * text.k).sum(axis=-1, keepdims=True) * text.v
-    expected, _ = paper("RWKV-6 with bonus; s", text)
-    return linear_recurrence(q, A, B, text.r)[0] + bonus * of_token, expected
+    return (linear_recurrence(q, A, B, text.r)[0] + bonus * of_token,
+            paper("RWKV-6 read; s", text)[0])
 
 
-@broken(read_earlier, "no bonus", texts(), [symbolic_text(1)])
-def read_earlier_without_bonus(text):
-    return read_earlier(text, bonus=0)
+read_earlier_without_bonus = broken(read_earlier, "no bonus", texts(), [symbolic_text(1)])(
+    lambda text: read_earlier(text, bonus=0))
 
 
-def with_right_factors(d_k, d_v):
-    maps = [(variables("A" + x, d_k, d_k), variables("B" + x, d_k, d_v), variables("C" + x, d_v, d_v))
-            for x in "xy"]
-    return *maps, variables("s", d_k, d_v)
+@broken(replaced, "a factor on the right, s ↦ A s C + B, with the pair (A, B)", None, smallest)
+def right_factor(m, q, A, B, s):
+    a, b = context_map(A[:m], B[:m])
+    return a @ s + b, A[0] @ s @ variables("C", 1, 1) + B[0]
 
 
-@theorem("a factor on the right: triples", "§15", None, every(d_k=(1, 2), d_v=(1, 2)),
-         with_right_factors)
-def right_factor(later, earlier, s):
-    """s ↦ A s C + B twice  =  once, with A₂A₁, A₂B₁C₂ + B₂, C₁C₂."""
-    (A_2, B_2, C_2), (A_1, B_1, C_1) = later, earlier
-    return (A_2 @ (A_1 @ s @ C_1 + B_1) @ C_2 + B_2,
-            A_2 @ A_1 @ s @ C_1 @ C_2 + A_2 @ B_1 @ C_2 + B_2)
+# ---- Theorem 4.5 and online gradient descent are cases; least squares ---------------------------
+
+@theorem("Theorem 4.5 is the row A = R_{−1}", "Thm 4.5, §7", texts(), SHAPES, symbolic_text)
+def theorem_4_5_as_a_row(t, change=lambda A: A):
+    """attention_bias, and attention  =  the map of the row, applied to the start, and the row."""
+    q, A, B, s = law("rotary", t)
+    start, (a, b) = Bias(s, 0 * s[:, 0]), context_map(change(A), B)
+    o, state = recurrent_attention(t.q, t.k, t.v, start, t.rope, normalize=False)
+    return ((attention_bias(t.k, t.v, start, t.rope).kv, o, state.kv),
+            (a @ s + b, *linear_recurrence(q, change(A), B, s)))
 
 
-@broken(right_factor, "the pair that leaves the factor out", None, [with_right_factors(1, 1)])
-def right_factor_as_a_pair(later, earlier, s):
-    A, B = compose(later[:2], earlier[:2])
-    return A @ s + B, right_factor(later, earlier, s)[1]
+turned_forward = broken(theorem_4_5_as_a_row, "R_1 in the place of R_{−1}", texts(),
+                        [symbolic_text(1)])(lambda t: theorem_4_5_as_a_row(t, lambda A: A.mT))
+
+
+@theorem("DeltaNet = online gradient descent", "Schlag et al. '21", texts(), SHAPES, symbolic_text)
+def online_descent(t, name="DeltaNet"):
+    """DeltaNet's state  =  a weight matrix after a step per token on ½ ‖W k − v‖² of rate β."""
+    W = t.s.T
+    for x in t:
+        W, _, _ = gradient_descent(W, x.k[None], x.v[None], x.beta)
+    return linear_recurrence(*law(name, t))[1], W.T
+
+
+without_the_error = broken(online_descent, "linear attention: no error is taken", texts(),
+                           [symbolic_text(1)], difference="")(
+    lambda t: online_descent(t, "linear attention"))
+
+
+@theorem("least squares: (H, G) adds", "MesaNet", texts(least=2), every(n=(2, 3, 4), pairs=(1,),
+         d_v=(1, 2)), symbolic_text)
+def least_squares(t):
+    """(H, G) = Σ β k [k; v]ᵀ of two parts  =  of both; (H + λ) W − G  =  the gradient at any W."""
+    H, G, *rest = (key_value_matrix(t.beta[i, None] * t.k[i], x[i])
+                   for i in (np.s_[:], np.s_[:1], np.s_[1:]) for x in (t.k, t.v))
+    gradient = (t.beta[:, None] * t.k).T @ (t.k @ t.s - t.v) + t.gamma * t.s
+    return ((rest[0] + rest[2], rest[1] + rest[3], gradient),
+            (H, G, H @ t.s + t.gamma * t.s - G))
+
+
+@broken(least_squares, "adding the two regressions", texts(least=2), [symbolic_text(2)])
+def regressions_added(t):
+    k = t.k[:, 0]
+    solved = [(t.beta * k)[i] @ t.v[i] / ((t.beta * k)[i] @ k[i] + t.gamma)
+              for i in (np.s_[:1], np.s_[1:], np.s_[:])]
+    return solved[0] + solved[1], solved[2]
+
+
+# ---- What the functions do with their arguments -------------------------------------------------
+
+CASES = [
+    case("linear_recurrence", linear_recurrence, "q:nk A:nkk B:nkv state?:kv"),
+    case("linear_recurrence, square", linear_recurrence, "q:nk A:nkk B:nkk state?:kk"),
+    case("context_map", context_map, "A:nkk B:nkv"),
+    case("parallel_scan", parallel_scan, "A:nkk B:nkv"),
+    case("compose", lambda *x: compose(x[:2], x[2:]), "A_2:kk B_2:kv A_1?:kk B_1?:kv"),
+    case("compose, one later map", lambda *x: compose(x[2:], x[:2]), "A:kk B:kv A_2?:kk B_2=:kv")]
+test_batches, test_types = batches(*CASES), float_types(*CASES)
+
+test_mistakes = refused(
+    *[(words, lambda f=f, s=s: f(*(a(*shape) for shape in s))) for f in (context_map, parallel_scan)
+      for words, *s in (("A (4, 2, 2), B (1, 2, 3)", (4, 2, 2), (1, 2, 3)),
+                        ("A (2, 2), B (2, 3)", (2, 2), (2, 3)))],
+    ("state (1, 1)", lambda: linear_recurrence(a(3, 2), a(3, 2, 2), a(3, 2, 1), a(1, 1))),
+    ("A (1, 2, 2)", lambda: linear_recurrence(a(3, 2), a(1, 2, 2), a(3, 2, 1), a(2, 1))),
+    ("(2, 3); (1, 3)", lambda: compose((a(2, 2), a(2, 3)), (a(2, 2), a(1, 3)))),
+    ("B_2 (2, 3); B_1 (2, 1)", lambda: compose((a(2, 2), a(2, 3)), (a(2, 2), a(2, 1)))),
+    ("A_2 (1, 3)", lambda: compose((a(1, 3), a(3, 2)), (a(3, 3), a(3, 2)))))
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_arguments_stay_as_they_are_in_any_layout_and_one_start_serves_a_batch(n):
+    rng = np.random.default_rng(n)
+    q, A, B, s = (rng.integers(-9, 9, x) for x in ((2, n, 2), (2, n, 2, 2), (2, n, 2, 2), (2, 2)))
+    for function, x in (linear_recurrence, (q, A, B, s)), (context_map, (A, B)), (parallel_scan, (A, B)):
+        results = flat(function(*x))
+        for other in zip(*map(layouts, x)):
+            for got, expected in zip(flat(function(*other)), results, strict=True):
+                np.testing.assert_array_equal(got, expected)
+        assert_arguments_stay(function, *x)
+    assert_arguments_stay(lambda *x: compose(x[:2], x[2:]), s, s[:, :1], s, s[:, :1])
+
+
+def test_whole_numbers_in_one_argument_do_not_cut_the_others_down():
+    half, k, v = 0.5 * a(3, 1, 1), a(3, 1), np.array([3, 1, 7])[:, None, None]
+    np.testing.assert_array_equal(linear_recurrence(k, half, v, np.array([[1]]))[0][:, 0],
+                                  [3.5, 2.75, 8.375])
+    for maps in context_map(half, v), [x[-1] for x in parallel_scan(half, v)]:
+        assert [x.item() for x in maps] == [0.125, 8.25]
+
+
+def test_complex_factors_are_rotations():
+    """The complex state s ↦ e^(−iθ) s + k v, of half the features, is rotary attention."""
+    q, k, v, start, turn = realistic(np.random.default_rng(0), np.float64, n=50)
+    c = [x[..., ::2] + 1j * x[..., 1::2] for x in (q, k, start.kv.mT)]
+    cos, sin = turn(np.array([-1]))
+    A = np.broadcast_to(np.eye(8) * (cos + 1j * sin), (*k.shape[:-1], 8, 8))
+    o, _ = linear_recurrence(c[0].conj(), A, c[1][..., None] * v[..., None, :], c[2].mT)
+    assert_close(o.real, chunked_attention(q, k, v, start, turn, normalize=False)[0], ulps=200)
+
+
+def test_of_a_step_of_guesses_those_after_the_last_accepted_one_leave_no_trace():
+    rng = np.random.default_rng(0)
+    q, A, B, s = (rng.integers(-9, 9, x) for x in ((7, 2), (7, 2, 2), (7, 2, 3), (2, 3)))
+    for accepted, maps in enumerate(zip(*parallel_scan(A[:4], B[:4])), start=1):
+        kept = [i for i in range(7) if not accepted <= i < 4]
+        for got, expected in zip(linear_recurrence(q[4:], A[4:], B[4:], maps[0] @ s + maps[1]),
+                                 linear_recurrence(q[kept], A[kept], B[kept], s)):
+            np.testing.assert_array_equal(got[-3:], expected[-3:])
