@@ -23,14 +23,12 @@ from linear_transformer import Bias, chunked_attention, recurrent_attention, rot
 from polynomials import angles, variables
 from theorem import broken, theorem
 
-# ---- Texts --------------------------------------------------------------------------------------
-
-# n tokens, k features, v values, j pairs. Of every token: queries, keys, decays and gates of its
-# features, values and gates of these, decays of every channel, numbers, how far it turns. Two
-# starts, for a state of two parts; where a normalizer starts; a constant.
+# A text has n tokens, k features, v values, j pairs. Of every token: queries, keys, decays, gates of
+# features; values, gates of values; decays of channels; numbers; how far it turns. Two starts, for a
+# state of two parts, and a normalizer's; a constant.
 AXES = {**dict.fromkeys("qkpab", "nk"), **dict.fromkeys("vu", "nv"), "d": "nkv", "s": "kv",
-        "r": "kv", **dict.fromkeys(["alpha", "beta", "eta"], "n"), "cos": "nj", "sin": "nj",
-        "z": "k", "gamma": ""}
+        "r": "kv", "z": "k", "gamma": "", **dict.fromkeys(["alpha", "beta", "eta"], "n"),
+        **dict.fromkeys(["cos", "sin"], "nj")}
 
 
 class Text(SimpleNamespace):
@@ -58,8 +56,8 @@ def texts(draw, least=1):
 
 
 def symbolic_text(n, pairs=1, d_v=1):
-    rope, turns = (partial(symbolic_rope, theta=theta)
-                   for theta in (angles("w", pairs), angles("turn", n, pairs)))
+    rope, turns = (partial(symbolic_rope, theta=angles(name, *shape))
+                   for name, *shape in (("w", pairs), ("turn", n, pairs)))
     return text_of(variables, rope, turns(np.array([1])), n, pairs, d_v)
 
 
@@ -78,18 +76,14 @@ read = lambda k, s: [sum(k[x] * s[x][y] for x in range(len(s))) for y in range(l
 error = lambda s, k, v: [v[y] - seen for y, seen in enumerate(read(k, s))]
 write = lambda s, k, v: grid(s, lambda x, y: s[x][y] + k[x] * v[y])
 times = lambda c, s: grid(s, lambda x, y: (c[x] if np.ndim(c) else c) * s[x][y])
+turned = lambda x, cos, sin: [z for a, b, c, s in zip(x[::2], x[1::2], cos, sin)
+                              for z in (a * c - b * s, a * s + b * c)]
 
 
 def momentum_paper(t, M, S):
     """S ← η S − θ ∇ of ½ ‖Mᵀk − v‖², then M ← (1 − α) M + S."""
     S = write(times(t.eta, S), t.beta * t.k, error(M, t.k, t.v))
     return grid(M, lambda x, y: (1 - t.alpha) * M[x][y] + S[x][y]), S
-
-
-def mlstm_paper(t, s):
-    """C ← f C + i k vᵀ, and the normalizer n ← f n + i k, kept as the last column."""
-    C = write(times(t.alpha, [row[:-1] for row in s]), t.beta * t.k, t.v)
-    return [[*row, t.alpha * s[x][-1] + t.beta * t.k[x]] for x, row in enumerate(C)]
 
 
 ROWS = {   # A and B of a token; what its paper makes of the state
@@ -123,7 +117,10 @@ ROWS = {   # A and B of a token; what its paper makes of the state
                               np.array([t.beta * kv(t), t.eta * outer(t.p, t.u)])),
         lambda t, s: reduce(lambda s, x: write(s, x[2] * x[0], error(s, *x[:2])),
                             [(t.k, t.v, t.beta), (t.p, t.u, t.eta)], times(t.alpha, s))),
-    "mLSTM C, n": (lambda t: (t.alpha * eye(t), t.beta * outer(t.k, [*t.v, 1])), mlstm_paper),
+    "mLSTM C, n": (   # the normalizer n ← f n + i k is the last column
+        lambda t: (t.alpha * eye(t), t.beta * outer(t.k, [*t.v, 1])),
+        lambda t, s: grid(s, lambda x, y: t.alpha * s[x][y] + (
+            t.beta * t.k[x] * t.v[y] if y < len(t.v) else t.beta * t.k[x]))),
     "Mamba-1": (  # each channel is a head with one value; d is exp(Δ a), u is Δ
         lambda t: (np.array([diag(d) for d in t.d.T]), ((t.u * t.v)[:, None] * t.k)[..., None]),
         lambda t, h: grid(h, lambda x, y: t.d[x][y] * h[x][y] + t.u[y] * t.k[x] * t.v[y])),
@@ -136,7 +133,7 @@ ROWS = {   # A and B of a token; what its paper makes of the state
         lambda t: (np.block([[erase(t.k, t.beta) - t.alpha * eye(t), t.eta * eye(t)],
                              [erase(t.k, t.beta) - eye(t), t.eta * eye(t)]]),
                    t.beta * np.vstack([kv(t), kv(t)])), momentum_paper),
-    "RWKV-6 read; s": (   # it reads s and a bonus b for its own key before it writes
+    "RWKV-6 read; s": (   # it reads one token earlier, and a bonus b for its own key
         lambda t: (np.block([[0 * eye(t), eye(t)], [0 * eye(t), diag(t.a)]]),
                    np.vstack([outer(t.b * t.k, t.v), kv(t)])),
         lambda t, _, s: (write(s, t.b * t.k, t.v), write(times(t.a, s), t.k, t.v)))}
@@ -151,11 +148,6 @@ def law(name, text):
     if ";" in name:
         return np.hstack([q, 0 * q]), A, B, np.vstack([s, text.r])
     return q, A, B, np.hstack([s, text.z[:, None]])[:, :B.shape[-1]]
-
-
-def turned(x, cos, sin):
-    return [z for j, (c, s) in enumerate(zip(cos, sin))
-            for z in (x[2 * j] * c - x[2 * j + 1] * s, x[2 * j] * s + x[2 * j + 1] * c)]
 
 
 def paper(name, text):
@@ -177,11 +169,8 @@ def paper(name, text):
     return np.array(o), np.concatenate(np.array(columns, object), axis=-1).T
 
 
-def run(*q_A_B_state):
-    """linear_recurrence, with heads of one value as the values."""
-    return [x[..., 0].T if x.ndim > 2 else x for x in linear_recurrence(*q_A_B_state)]
-
-
+# heads of one value are values
+run = lambda *law: [x[..., 0].T if x.ndim > 2 else x for x in linear_recurrence(*law)]
 SHAPES = shapes(every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)),
                 every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
 
@@ -197,9 +186,9 @@ def row(names, text, change=lambda A: A):
 
 one_of = lambda names: st.tuples(st.sampled_from(names).map(lambda name: [name]), texts(least=2))
 each_of = lambda names: [([name], symbolic_text(2)) for name in names]
-turning = [x for x in NAMES if (law(x, symbolic_text(1))[1] != law(x, symbolic_text(1))[1].mT).any()]
+turning = [name for name in NAMES if (lambda A: A != A.mT)(law(name, symbolic_text(1))[1]).any()]
 row_transposed = broken(row, "A transposed, where A ≠ Aᵀ", one_of(turning), each_of(turning))(
-    lambda names, text: row(names, text, lambda A: A.mT))
+    lambda names, text: row(names, text, np.matrix_transpose))
 row_above = broken(row, "the row above in its place", one_of(NAMES[1:]), each_of(NAMES[1:]))(
     lambda names, text: [o[:, :text.v.shape[1]] for o in (
         run(*law(NAMES[NAMES.index(*names) - 1], text))[0], paper(*names, text)[0])])
@@ -261,9 +250,9 @@ start_added_in_each_row = added(one_of(NAMES[1:]), each_of(NAMES[1:]))(
     lambda names, text: start_added(1, *law(*names, text)))
 
 
-def test_in_the_first_row_the_start_may_be_added_and_in_ten_rows_A_is_not_symmetric():
+def test_in_the_first_row_the_start_may_be_added_and_in_eleven_rows_A_is_not_symmetric():
     o, expected = start_added(1, *law(NAMES[0], symbolic_text(3)))
-    assert (o == expected).all() and len(turning) == 10
+    assert (o == expected).all() and len(turning) == 11
 
 
 # ---- Maps compose; all prefixes at once ---------------------------------------------------------
@@ -291,7 +280,7 @@ associative = theorem("maps compose, associatively", "Martin, Cundy '18", None, 
     m=range(16), n=(1,), d_k=(1,), d_v=(1,)) + every(m=range(4), n=(1,), d_k=(2,), d_v=(1, 2)),
     symbolic_steps)
 def scanned(m, _, A, B, __):
-    """Entry i of the scan  =  context_map of the first i + 1 tokens."""
+    """Entry i  =  context_map of the first i + 1 tokens, whatever follows, such as bad guesses."""
     maps = [context_map(A[:i + 1], B[:i + 1]) for i in range(len(A))]
     return parallel_scan(A, B), tuple(map(np.array, zip(*maps)))
 
@@ -332,7 +321,7 @@ def test_two_cumulative_sums_overflow_where_the_scan_does_not(rate, good):
     np.testing.assert_allclose(parallel_scan(A, B)[1], expected, rtol=1e-6)
 
 
-# ---- Packed texts, reading before writing, a factor on the right --------------------------------
+# ---- Packed texts; a factor on the right --------------------------------------------------------
 
 def texts_of(entries, lengths, d_k, d_v):
     starts = entries("r", len(lengths), d_k, d_v)
@@ -346,35 +335,18 @@ def texts_of(entries, lengths, d_k, d_v):
     partial(texts_of, variables))
 def packed(lengths, starts, q, A, B, before, kept=0):
     """Texts in one run, the start of each in its first B  =  each by itself, empty ones too."""
-    parts = [np.s_[end - n:end] for end, n in zip(np.cumsum(lengths), lengths)]
-    alone = [linear_recurrence(q[i], A[i], B[i], s) for i, s in zip(parts, starts)]
-    filled = [i for i, n in enumerate(lengths) if n]
-    first, last = ([part.indices(len(q))[end] + shift for part in map(parts.__getitem__, filled)]
-                   for end, shift in ((0, 0), (1, -1)))
-    A_0, B_0 = A.copy(), B.copy()
-    A_0[first], B_0[first] = kept * A[first], A[first] @ starts[filled] + B[first]
-    return ((linear_recurrence(q, A_0, B_0, before)[0], parallel_scan(A_0, B_0)[1][last]),
-            (np.concatenate([o for o, _ in alone]), np.array([alone[i][1] for i in filled])))
+    n, ends = np.array(lengths), np.cumsum(lengths)
+    alone = [linear_recurrence(*(X[end - m:end] for X in (q, A, B)), s)
+             for m, end, s in zip(n, ends, starts)]
+    first, (A_0, B_0) = (ends - n)[n > 0], (A.copy(), B.copy())
+    A_0[first], B_0[first] = kept * A[first], A[first] @ starts[n > 0] + B[first]
+    return ((linear_recurrence(q, A_0, B_0, before)[0], *parallel_scan(A_0, B_0)[1][ends[n > 0] - 1]),
+            (np.concatenate([o for o, _ in alone]), *(s for (_, s), m in zip(alone, n) if m)))
 
 
 packed_without_forgetting = broken(packed, "A as it is at a text's first token", None,
                                    [texts_of(variables, (1, 1), 1, 1)])(
     lambda *case: packed(*case, kept=1))
-
-
-@theorem("read one token earlier", "RWKV-6", texts(), every(n=(1, 2, 3), pairs=(1,), d_v=(1, 2)),
-         symbolic_text)
-def read_earlier(text, bonus=1):
-    """The recurrence read one token earlier, and the bonus of the token itself  =  RWKV-6."""
-    q, A, B, _ = law("GLA", text)
-    A, B = (np.concatenate([x, X[:-1]]) for x, X in ((erase(q[0], 0)[None], A), (0 * B[:1], B)))
-    of_token = (text.q * text.b * text.k).sum(axis=-1, keepdims=True) * text.v
-    return (linear_recurrence(q, A, B, text.r)[0] + bonus * of_token,
-            paper("RWKV-6 read; s", text)[0])
-
-
-read_earlier_without_bonus = broken(read_earlier, "no bonus", texts(), [symbolic_text(1)])(
-    lambda text: read_earlier(text, bonus=0))
 
 
 @broken(replaced, "a factor on the right, s ↦ A s C + B, with the pair (A, B)", None, smallest)
@@ -400,17 +372,18 @@ turned_forward = broken(theorem_4_5_as_a_row, "R_1 in the place of R_{−1}", te
 
 
 @theorem("DeltaNet = online gradient descent", "Schlag et al. '21", texts(), SHAPES, symbolic_text)
-def online_descent(t, name="DeltaNet"):
-    """DeltaNet's state  =  a weight matrix after a step per token on ½ ‖W k − v‖² of rate β."""
-    W = t.s.T
+def online_descent(t, change=lambda A: A):
+    """DeltaNet's state  =  the weights after a step of rate β per token, on ½ ‖W k − v‖²."""
+    (q, A, B, s), W = law("DeltaNet", t), t.s.T
     for x in t:
         W, _, _ = gradient_descent(W, x.k[None], x.v[None], x.beta)
-    return linear_recurrence(*law(name, t))[1], W.T
+    return linear_recurrence(q, change(A), B, s)[1], W.T
 
 
-without_the_error = broken(online_descent, "linear attention: no error is taken", texts(),
-                           [symbolic_text(1)], difference="")(
-    lambda t: online_descent(t, "linear attention"))
+without_the_error = broken(
+    online_descent, "linear attention with values β v: no error", texts(), [symbolic_text(1)],
+    difference="beta0*k0_0*k0_1*s1_0 + beta0*k0_0^2*s0_0")(   # β k (kᵀs): what is not erased
+    lambda t: online_descent(t, lambda A: 0 * A + np.eye(A.shape[-1], dtype=int)))
 
 
 @theorem("least squares: (H, G) adds", "MesaNet", texts(least=2), every(n=(2, 3, 4), pairs=(1,),
@@ -426,10 +399,10 @@ def least_squares(t):
 
 @broken(least_squares, "adding the two regressions", texts(least=2), [symbolic_text(2)])
 def regressions_added(t):
-    k = t.k[:, 0]
-    solved = [(t.beta * k)[i] @ t.v[i] / ((t.beta * k)[i] @ k[i] + t.gamma)
-              for i in (np.s_[:1], np.s_[1:], np.s_[:])]
-    return solved[0] + solved[1], solved[2]
+    k, v, wk = t.k[:, 0], t.v, t.beta * t.k[:, 0]
+    first, rest, both = (wk[i] @ v[i] / (wk[i] @ k[i] + t.gamma)
+                         for i in (np.s_[:1], np.s_[1:], np.s_[:]))
+    return first + rest, both
 
 
 # ---- What the functions do with their arguments -------------------------------------------------
@@ -455,24 +428,23 @@ test_mistakes = refused(
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_arguments_stay_as_they_are_in_any_layout_and_one_start_serves_a_batch(n):
+def test_arguments_stay_as_they_are_in_any_layout(n):
     rng = np.random.default_rng(n)
     q, A, B, s = (rng.integers(-9, 9, x) for x in ((2, n, 2), (2, n, 2, 2), (2, n, 2, 2), (2, 2)))
-    for function, x in (linear_recurrence, (q, A, B, s)), (context_map, (A, B)), (parallel_scan, (A, B)):
-        results = flat(function(*x))
+    for function, *x in (linear_recurrence, q, A, B, s), (context_map, A, B), (parallel_scan, A, B):
         for other in zip(*map(layouts, x)):
-            for got, expected in zip(flat(function(*other)), results, strict=True):
+            for got, expected in zip(flat(function(*other)), flat(function(*x)), strict=True):
                 np.testing.assert_array_equal(got, expected)
         assert_arguments_stay(function, *x)
     assert_arguments_stay(lambda *x: compose(x[:2], x[2:]), s, s[:, :1], s, s[:, :1])
 
 
 def test_whole_numbers_in_one_argument_do_not_cut_the_others_down():
-    half, k, v = 0.5 * a(3, 1, 1), a(3, 1), np.array([3, 1, 7])[:, None, None]
-    np.testing.assert_array_equal(linear_recurrence(k, half, v, np.array([[1]]))[0][:, 0],
-                                  [3.5, 2.75, 8.375])
-    for maps in context_map(half, v), [x[-1] for x in parallel_scan(half, v)]:
-        assert [x.item() for x in maps] == [0.125, 8.25]
+    half, q, v = 0.5 * a(3, 1, 1), a(3, 1), np.array([3, 1, 7])[:, None, None]
+    o, state = linear_recurrence(q, half, v, np.array([[1]]))
+    assert o[:, 0].tolist() == [3.5, 2.75, 8.375] and state.tolist() == [[8.375]]
+    for A, B in context_map(half, v), [X[-1] for X in parallel_scan(half, v)]:
+        assert (A.item(), B.item()) == (0.125, 8.25)
 
 
 def test_complex_factors_are_rotations():
@@ -483,13 +455,3 @@ def test_complex_factors_are_rotations():
     A = np.broadcast_to(np.eye(8) * (cos + 1j * sin), (*k.shape[:-1], 8, 8))
     o, _ = linear_recurrence(c[0].conj(), A, c[1][..., None] * v[..., None, :], c[2].mT)
     assert_close(o.real, chunked_attention(q, k, v, start, turn, normalize=False)[0], ulps=200)
-
-
-def test_of_a_step_of_guesses_those_after_the_last_accepted_one_leave_no_trace():
-    rng = np.random.default_rng(0)
-    q, A, B, s = (rng.integers(-9, 9, x) for x in ((7, 2), (7, 2, 2), (7, 2, 3), (2, 3)))
-    for accepted, maps in enumerate(zip(*parallel_scan(A[:4], B[:4])), start=1):
-        kept = [i for i in range(7) if not accepted <= i < 4]
-        for got, expected in zip(linear_recurrence(q[4:], A[4:], B[4:], maps[0] @ s + maps[1]),
-                                 linear_recurrence(q[kept], A[kept], B[kept], s)):
-            np.testing.assert_array_equal(got[-3:], expected[-3:])
