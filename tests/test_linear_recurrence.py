@@ -163,8 +163,8 @@ def paper(name, text):
 
 
 run = lambda *law: [x[..., 0].T if x.ndim > 2 else x for x in linear_recurrence(*law)]  # no heads
-SHAPES = shapes(every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)),
-                every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
+SHAPES = every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)) + shapes(
+    [], every(n=(1, 2), pairs=(1, 2), d_v=(3,)) + every(n=(3,), pairs=(1,), d_v=(1, 2, 3)))
 
 
 @theorem("every row is its paper's loop", "RetNet...Mamba-3", texts().map(lambda t: (NAMES, t)),
@@ -414,8 +414,8 @@ def test_arguments_stay_as_they_are_in_any_layout(n):
 
 def test_whole_numbers_in_one_argument_do_not_cut_the_others_down():
     half, q, v = 0.5 * a(3, 1, 1), a(3, 1), np.array([3, 1, 7])[:, None, None]
-    o, state = linear_recurrence(q, half, v, np.array([[1]]))
-    assert o[:, 0].tolist() == [3.5, 2.75, 8.375] and state.tolist() == [[8.375]]
+    for start, expected in (1, [3.5, 2.75, 8.375]), (0.5, [3.25, 2.625, 8.3125]):
+        assert linear_recurrence(q, half, v, np.array([[start]]))[0].ravel().tolist() == expected
     for A, B in context_map(half, v), [X[-1] for X in parallel_scan(half, v)]:
         assert (A.item(), B.item()) == (0.125, 8.25)
 
