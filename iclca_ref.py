@@ -104,12 +104,14 @@ def linear_recurrence(q, A, B, state):
         Kimi Delta Attention (2510.26692)        (I − β k kᵀ) diag(a)       β k vᵀ
         Comba (2506.02475)                       α I − β k pᵀ               β k vᵀ
         Gated DeltaNet-2 (2605.22791)            (I − k (b∘k)ᵀ) diag(a)     k (w∘v)ᵀ
-        RWKV-7 (2503.14456), DPLR                diag(w) + b aᵀ             k vᵀ
+        RWKV-7 (2503.14456)                      diag(w) − (a∘κ) κᵀ         k vᵀ
+        DPLR                                     diag(w) + b aᵀ             k vᵀ
         DeltaProduct (2502.10297)                `context_map` of a token's own steps
-        Mamba-3 (2603.15569): state [s; k vᵀ]    [[α R_{−1}, β R_{−1}], [0, 0]], [γ k vᵀ; k vᵀ]
-        momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I], [−θ k kᵀ, η I]],
-                                                 θ [k vᵀ; k vᵀ]
+        Mamba-3 (2603.15569): state [s; k vᵀ]    [[α R, β R], [0, 0]]       [γ k vᵀ; k vᵀ]
+        momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I],  θ [k vᵀ; k vᵀ]
+                                                  [−θ k kᵀ, η I]]
 
+    Stacked states are read by [q; 0]; Mamba-3's R is the token's own turn back.
     Rotation is R_{−1} at every position, as the state, seen from the token that reads it, turns one
     place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix trained by a
     step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k), B (..., n,

@@ -15,6 +15,7 @@ from hypothesis import Phase, settings
 
 pytest.register_assert_rewrite("exact", "polynomials", "theorem")   # or python -O drops their asserts
 import exact  # noqa: E402
+import polynomials  # noqa: E402
 
 # without a database nothing is written, so a checkout may be read-only
 settings.register_profile("fast", max_examples=25, deadline=None, database=None,
@@ -97,6 +98,7 @@ def pytest_runtest_call(item):
     rows = [*(proved[mark.args[0]] for mark in item.iter_markers("proves")),
             *(broken[mark.args[0]][mark.args[1]] for mark in item.iter_markers("breaks"))]
     exact.compared.clear()
+    polynomials.uses.clear()   # within one test a name has one meaning
     try:
         result = yield
         if rows and not exact.compared:

@@ -1,372 +1,430 @@
-"""One law: a context is one affine map of the state, for every linear recurrence of the table."""
+"""One law: a context is one affine map of the state, for every linear recurrence of the table.
+
+Beside A and B of each row, as in linear_recurrence's docstring, stands its paper's step as loops
+over numbers: s[x][y] is the state at feature x and value y.
+"""
 
 from functools import partial
-from typing import NamedTuple
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
+from numpy import diag, outer
 
-from exact import (angles, assert_close, assert_differ, assert_exactly_equal, assert_proved,
-                   assert_refuted, every, fractions, rational_rope, realistic, case_rngs, rngs, rotations,
+import iclca_ref
+from arguments import a, assert_arguments_stay, batches, case, float_types, layouts, refused
+from exact import (assert_close, case_rngs, every, flat, rational_rope, realistic, rotations,
                    shapes, symbolic_rope, uniform)
 from iclca_ref import (attention_bias, compose, context_map, gradient_descent, key_value_matrix,
-                       linear_recurrence)
-from linear_transformer import chunked_attention, recurrent_attention, rotate
-from polynomials import variables
+                       linear_recurrence, parallel_scan)
+from linear_transformer import Bias, chunked_attention, recurrent_attention, rotate
+from polynomials import angles, variables
+from theorem import broken, theorem
+
+# A text has n tokens, k features, v values, j pairs. Of every token: queries, keys, decays, gates
+# of features; values, gates of values; decays of channels; numbers; its turn. Two starts, for a
+# state of two parts, and a normalizer's; a constant.
+AXES = {**dict.fromkeys("qkpab", "nk"), **dict.fromkeys("vu", "nv"), "d": "nkv", "s": "kv",
+        "r": "kv", "z": "k", "gamma": "", **dict.fromkeys(["alpha", "beta", "eta"], "n"),
+        **dict.fromkeys(["cos", "sin"], "nj")}
 
 
-class Tokens(NamedTuple):
-    """Queries, keys (n, d_k), values (n, d_v), a decay α and a rate β per token, a decay of every feature, γ, R."""
+class Text(SimpleNamespace):
+    """Arrays with these axes, and a rope; its parts are its tokens."""
 
-    q: np.ndarray
-    k: np.ndarray
-    v: np.ndarray
-    alpha: np.ndarray
-    beta: np.ndarray
-    a: np.ndarray
-    gamma: object
-    rope: object
-    state: np.ndarray
-
-    def cut(self, part):
-        return self._replace(**{name: getattr(self, name)[part] for name in ("q", "k", "v", "alpha", "beta", "a")})
+    def __iter__(self):
+        for i in range(len(self.k)):
+            yield Text(i=i + 1, **{name: x[i] if AXES.get(name, "")[:1] == "n" else x
+                                   for name, x in vars(self).items()})
 
 
-def outer(a, b):
-    """a_i b_iᵀ for each row."""
-    return a[..., :, None] * b[..., None, :]
-
-
-def one(t):
-    return np.broadcast_to(np.eye(t.k.shape[1], dtype=int).astype(object), outer(t.k, t.k).shape)
-
-
-def turned_back(t):
-    """R_{−1} as a matrix, for every token."""
-    return rotate(one(t)[0], *t.rope(np.array([-1]))).T + 0 * one(t) if len(t.k) else one(t)
-
-
-def per_token(x):
-    return x[:, None, None]
-
-
-def erased(t):
-    """I − β k kᵀ."""
-    return one(t) - per_token(t.beta) * outer(t.k, t.k)
-
-
-# The table of linear_recurrence, row by row: A_i and B_i for all tokens.
-TABLE = {
-    "linear attention": lambda t: (one(t), outer(t.k, t.v)),
-    "rotary": lambda t: (turned_back(t), outer(t.k, t.v)),
-    "RetNet": lambda t: (t.gamma * turned_back(t), outer(t.k, t.v)),
-    "Mamba-2": lambda t: (per_token(t.alpha) * one(t), outer(t.k, t.v)),
-    "GLA": lambda t: (one(t) * t.a[:, None, :], outer(t.k, t.v)),
-    "DeltaNet": lambda t: (erased(t), per_token(t.beta) * outer(t.k, t.v)),
-    "Gated DeltaNet": lambda t: (per_token(t.alpha) * erased(t), per_token(t.beta) * outer(t.k, t.v)),
-    "KDA": lambda t: (erased(t) * t.a[:, None, :], per_token(t.beta) * outer(t.k, t.v)),
-}
-
-
-def paper(name, t):
-    """The recurrence of a paper, entry by entry: outputs (n, d_v) and the last state, in its own frame."""
-    (n, d_k), d_v, s, outputs = t.k.shape, t.v.shape[1], t.state, []
-    rq, rk = t.q, t.k
-    if name in ("rotary", "RetNet"):           # these papers turn queries and keys by their positions
-        rq, rk = (rotate(x, *t.rope(np.arange(1, n + 1))) for x in (t.q, t.k))
-    for i in range(n):
-        decay = {"RetNet": [t.gamma] * d_k, "Mamba-2": [t.alpha[i]] * d_k, "Gated DeltaNet": [t.alpha[i]] * d_k,
-                 "GLA": t.a[i], "KDA": t.a[i]}.get(name, [1] * d_k)
-        s = [[decay[x] * s[x][y] for y in range(d_v)] for x in range(d_k)]
-        value, rate = t.v[i], 1
-        if name in ("DeltaNet", "Gated DeltaNet", "KDA"):     # the delta rule writes the error of what is read
-            value = [t.v[i][y] - sum(t.k[i][x] * s[x][y] for x in range(d_k)) for y in range(d_v)]
-            rate = t.beta[i]
-        s = [[s[x][y] + rate * rk[i][x] * value[y] for y in range(d_v)] for x in range(d_k)]
-        outputs.append([sum(rq[i][x] * s[x][y] for x in range(d_k)) for y in range(d_v)])
-    state = np.array(s, object)
-    if name in ("rotary", "RetNet"):           # seen from the last token: turned back by n places
-        state = rotate(state.T, *t.rope(np.array([-n]))).T
-    return np.array(outputs, object).reshape(n, d_v), state
+def text_of(entries, rope, turns, n, pairs, d_v):
+    sizes = dict(n=n, k=2 * pairs, v=d_v, j=pairs)
+    arrays = {name: entries(name, *map(sizes.get, axes)) for name, axes in AXES.items()}
+    return Text(**{**arrays, "cos": turns[0], "sin": turns[1]}, rope=rope)
 
 
 @st.composite
-def token_cases(draw, least=0):
-    n, pairs, d_v, rng = draw(st.integers(least, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(case_rngs)
-    u = partial(uniform, rng)
-    return Tokens(u(n, 2 * pairs), u(n, 2 * pairs), u(n, d_v), u(n), u(n), u(n, 2 * pairs), u()[()],
-                  partial(rational_rope, theta=rotations(rng, pairs)), u(2 * pairs, d_v))
+def texts(draw, least=1):
+    n, pairs, d_v = draw(st.integers(least, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    rng = draw(case_rngs)
+    turns = np.moveaxis(rotations(rng, n * pairs, of=257).reshape(n, pairs, 2), -1, 0)
+    rope = partial(rational_rope, theta=rotations(rng, pairs))
+    return text_of(lambda _, *shape: uniform(rng, *shape)[()], rope, turns, n, pairs, d_v)
 
 
-def symbolic_tokens(n, pairs=1, d_v=1):
-    return Tokens(variables("q", n, 2 * pairs), variables("k", n, 2 * pairs), variables("v", n, d_v),
-                  variables("alpha", n), variables("beta", n), variables("a", n, 2 * pairs), variables("gamma"),
-                  partial(symbolic_rope, theta=angles("w", pairs)), variables("s", 2 * pairs, d_v))
+def symbolic_text(n, pairs=1, d_v=1):
+    rope, turns = partial(symbolic_rope, theta=angles("w", pairs)), angles("turn", n, pairs)
+    return text_of(variables, rope, symbolic_rope(np.array([1]), turns), n, pairs, d_v)
 
 
-rows = pytest.mark.parametrize("name", TABLE)
-SHAPES = shapes(every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)), every(n=(1, 2, 3), pairs=(1, 2), d_v=(1, 2, 3)))
+# ---- Every row of the table is its paper's recurrence -------------------------------------------
+
+eye = lambda t: np.eye(len(t.k), dtype=object)
+kv = lambda t: outer(t.k, t.v)
+back = lambda t: rotate(eye(t), *t.rope(np.array([-1]))).T             # R_{−1}: one place back
+own = lambda t: rotate(eye(t), t.cos[None], -t.sin[None]).T            # the token's own turn, back
+erase = lambda k, beta: np.eye(len(k), dtype=object) - beta * outer(k, k)
+
+# As loops over the entries of the state
+grid = lambda s, entry: [[entry(x, y) for y in range(len(s[0]))] for x in range(len(s))]
+read = lambda k, s: [sum(k[x] * s[x][y] for x in range(len(s))) for y in range(len(s[0]))]
+write = lambda s, k, v: grid(s, lambda x, y: s[x][y] + k[x] * v[y])
+add = lambda t, s: write(s, t.k, t.v)
+error = lambda s, k, v: [v[y] - seen for y, seen in enumerate(read(k, s))]
+delta = lambda s, k, v, beta: write(s, beta * k, error(s, k, v))        # the delta rule
+times = lambda c, s: grid(s, lambda x, y: (c[x] if np.ndim(c) else c) * s[x][y])
+turned = lambda x, cos, sin: [z for a, b, c, s in zip(x[::2], x[1::2], cos, sin)
+                              for z in (a * c - b * s, a * s + b * c)]
 
 
-# ---- Every row of the table is its paper's recurrence -----------------------------------------------
-
-def recurrence(name, t):
-    return linear_recurrence(t.q, *TABLE[name](t), t.state)
-
-
-@rows
-@given(token_cases(least=1))
-def test_a_row_of_the_table_is_its_papers_recurrence(name, t):
-    assert_exactly_equal(recurrence(name, t), paper(name, t))
+def momentum(t, M, S):
+    """S ← η S − θ ∇ of ½ ‖Mᵀk − v‖², then M ← (1 − α) M + S."""
+    S = write(times(t.eta, S), t.beta * t.k, error(M, t.k, t.v))
+    return grid(M, lambda x, y: (1 - t.alpha) * M[x][y] + S[x][y]), S
 
 
-@rows
-def test_a_row_of_the_table_is_its_papers_recurrence_for_every_input(name):
-    for shape in SHAPES:
-        t = symbolic_tokens(**shape)
-        assert_proved(recurrence(name, t), paper(name, t), row=list(TABLE).index(name) + 1, **shape)
+ROWS = {   # A and B of a token; what its paper makes of the state
+    "linear attention": (lambda t: (eye(t), kv(t)), add),
+    "rotary": (lambda t: (back(t), kv(t)), add),
+    "RetNet": (lambda t: (t.gamma * back(t), kv(t)), lambda t, s: add(t, times(t.gamma, s))),
+    "Mamba-2": (lambda t: (t.alpha * eye(t), kv(t)), lambda t, s: add(t, times(t.alpha, s))),
+    "GLA": (lambda t: (diag(t.a), kv(t)), lambda t, s: add(t, times(t.a, s))),
+    "DeltaNet": (lambda t: (erase(t.k, t.beta), t.beta * kv(t)),
+                 lambda t, s: delta(s, t.k, t.v, t.beta)),
+    "Gated DeltaNet": (lambda t: (t.alpha * erase(t.k, t.beta), t.beta * kv(t)),
+                       lambda t, s: delta(times(t.alpha, s), t.k, t.v, t.beta)),
+    "KDA": (lambda t: (erase(t.k, t.beta) @ diag(t.a), t.beta * kv(t)),
+            lambda t, s: delta(times(t.a, s), t.k, t.v, t.beta)),
+    "Comba": (lambda t: (t.alpha * eye(t) - t.beta * outer(t.k, t.p), t.beta * kv(t)),
+              lambda t, s: write(times(t.alpha, s), t.beta * t.k, error(s, t.p, t.v))),
+    "Gated DeltaNet-2": (
+        lambda t: ((eye(t) - outer(t.k, t.b * t.k)) @ diag(t.a), outer(t.k, t.u * t.v)),
+        lambda t, s: write(times(t.a, s), t.k, error(times(t.a, s), t.b * t.k, t.u * t.v))),
+    "RWKV-7": (lambda t: (diag(t.a) - outer(t.b * t.p, t.p), kv(t)),   # p is κ, of any length
+               lambda t, s: add(t, write(times(t.a, s), -t.b * t.p, read(t.p, s)))),
+    "DPLR": (lambda t: (diag(t.a) + outer(t.b, t.p), kv(t)),           # with a = 1 it is IPLR
+             lambda t, s: add(t, write(times(t.a, s), t.b, read(t.p, s)))),
+    "DeltaProduct": (   # two steps of DeltaNet in a token, behind a decay
+        lambda t: context_map(np.array([t.alpha * erase(t.k, t.beta), erase(t.p, t.eta)]),
+                              np.array([t.beta * kv(t), t.eta * outer(t.p, t.u)])),
+        lambda t, s: delta(delta(times(t.alpha, s), t.k, t.v, t.beta), t.p, t.u, t.eta)),
+    "mLSTM C, n": (lambda t: (t.alpha * eye(t), t.beta * outer(t.k, [*t.v, 1])), lambda t, s: grid(
+        s, lambda x, y: t.alpha * s[x][y] + (      # n ← f n + i k is the last column
+            t.beta * t.k[x] * t.v[y] if y < len(t.v) else t.beta * t.k[x]))),
+    "Mamba-1": (  # each channel is a head with one value; d is exp(Δ a), u is Δ
+        lambda t: (np.array([diag(d) for d in t.d.T]), ((t.u * t.v)[:, None] * t.k)[..., None]),
+        lambda t, h: grid(h, lambda x, y: t.d[x][y] * h[x][y] + t.u[y] * t.k[x] * t.v[y])),
+    "Mamba-3 h; k vᵀ": (   # the trapezoidal rule: what the last token wrote is written once more
+        lambda t: (np.block([[t.alpha * own(t), t.beta * own(t)], [0 * eye(t), 0 * eye(t)]]),
+                   np.vstack([t.eta * kv(t), kv(t)])),
+        lambda t, h, last: (write(grid(h, lambda x, y: t.alpha * h[x][y] + t.beta * last[x][y]),
+                                  t.eta * t.k, t.v), add(t, times(0, last)))),
+    "momentum M; S": (
+        lambda t: (np.block([[erase(t.k, t.beta) - t.alpha * eye(t), t.eta * eye(t)],
+                             [erase(t.k, t.beta) - eye(t), t.eta * eye(t)]]),
+                   t.beta * np.vstack([kv(t), kv(t)])), momentum),
+    "RWKV-6 read; s": (   # it reads one token earlier, and a bonus b for its own key
+        lambda t: (np.block([[0 * eye(t), eye(t)], [0 * eye(t), diag(t.a)]]),
+                   np.vstack([outer(t.b * t.k, t.v), kv(t)])),
+        lambda t, _, s: (write(s, t.b * t.k, t.v), add(t, times(t.a, s))))}
+NAMES = list(ROWS)
 
 
-for test in (test_a_row_of_the_table_is_its_papers_recurrence,
-             test_a_row_of_the_table_is_its_papers_recurrence_for_every_input):
-    pytest.mark.proves("every row of the table is its paper", "RetNet ... Kimi Linear")(test)
+def law(name, text):
+    """The row's q, A, B and start. Of a state of two parts q reads the first."""
+    q, s, (A, B) = text.q, text.s, map(np.array, zip(*map(ROWS[name][0], text)))
+    if name == "Mamba-1":
+        return q + 0 * s.T[:, :1, None], *(X.swapaxes(0, 1) for X in (A, B)), s.T[..., None]
+    if ";" in name:
+        return np.hstack([q, 0 * q]), A, B, np.vstack([s, text.r])
+    return q, A, B, np.hstack([s, text.z[:, None]])[:, :B.shape[-1]]
 
 
-@pytest.mark.breaks("every row of the table is its paper", "the row above in its place")
-@pytest.mark.parametrize("name, above", list(zip(list(TABLE)[1:], TABLE)))
-def test_a_row_of_the_table_is_not_the_recurrence_of_the_row_above(name, above):
-    t = symbolic_tokens(2)
-    assert_refuted(recurrence(above, t)[0], paper(name, t)[0], row=list(TABLE).index(name) + 1)
+def paper(name, text):
+    """The paper's outputs and last state. Where it turns q and k, seen from the last token."""
+    s = np.hstack([text.s, text.z[:, None]]) if "," in name else text.s
+    parts, o = (s, text.r) if ";" in name else (s,), []
+    cos, sin = [1] * text.cos.shape[1], [0] * text.cos.shape[1]
+    for t in text:
+        if name in ("rotary", "RetNet"):      # by the position
+            cos, sin = (x[0] for x in t.rope(np.array([t.i])))
+        if "Mamba-3" in name:                 # by the angles of the tokens so far
+            cos, sin = ([c * C - s * S for c, s, C, S in zip(t.cos, t.sin, cos, sin)],
+                        [s * C + c * S for c, s, C, S in zip(t.cos, t.sin, cos, sin)])
+        t.q, t.k = (np.array(turned(x, cos, sin)) for x in (t.q, t.k))
+        parts = ROWS[name][1](t, *parts)
+        parts = parts if ";" in name else [parts]
+        o.append(read(t.q, parts[0]))
+    columns = [[turned(x, cos, [-z for z in sin]) for x in zip(*s)] for s in parts]
+    return np.array(o), np.concatenate(np.array(columns, object), axis=-1).T
 
 
-# ---- The map replaces the context, for every start and every A, B -----------------------------------
-
-def random_steps(rng, m, n, d_k, d_v):
-    return [uniform(rng, *s) for s in ((m + n, d_k), (m + n, d_k, d_k), (m + n, d_k, d_v), (d_k, d_v))]
-
-
-def symbolic_steps(m, n, d_k, d_v):
-    sizes = dict(q=(m + n, d_k), A=(m + n, d_k, d_k), B=(m + n, d_k, d_v), s=(d_k, d_v))
-    return [variables(name, *size) for name, size in sizes.items()]
+run = lambda *law: [x[..., 0].T if x.ndim > 2 else x for x in linear_recurrence(*law)]  # no heads
+SHAPES = every(n=(1, 2), pairs=(1, 2), d_v=(1, 2)) + shapes(
+    [], every(n=(1, 2), pairs=(1, 2), d_v=(3,)) + every(n=(3,), pairs=(1,), d_v=(1, 2, 3)))
 
 
-def replaced(m, q, A, B, state):
-    """Outputs after a context and the last state: from the start that its map gives, and with it in front."""
+@theorem("every row is its paper's loop", "RetNet...Mamba-3", texts().map(lambda t: (NAMES, t)),
+         [dict(row=row, **shape) for row in range(len(NAMES)) for shape in SHAPES],
+         lambda row, **shape: ([NAMES[row]], symbolic_text(**shape)))
+def row(names, text, change=lambda A: A):
+    """The recurrence of a row's A and B  =  the loops of its paper."""
+    laws = [(q, change(A), B, s) for q, A, B, s in (law(name, text) for name in names)]
+    return [run(*each) for each in laws], [paper(name, text) for name in names]
+
+
+one_of = lambda names: st.tuples(st.sampled_from(names).map(lambda name: [name]), texts(least=2))
+each_of = lambda names: [([name], symbolic_text(2)) for name in names]
+turning = [name for name in NAMES if (lambda A: A != A.mT)(law(name, symbolic_text(1))[1]).any()]
+row_transposed = broken(row, "A transposed, where A ≠ Aᵀ", one_of(turning), each_of(turning))(
+    lambda names, text: row(names, text, np.matrix_transpose))
+row_above = broken(row, "the row above in its place", one_of(NAMES[1:]), each_of(NAMES[1:]))(
+    lambda names, text: [o[:, :text.v.shape[1]] for o in (
+        run(*law(NAMES[NAMES.index(*names) - 1], text))[0], paper(*names, text)[0])])
+
+
+# ---- The map replaces the context, for every start and every A, B -------------------------------
+
+def steps_of(entries, m, n, d_k, d_v):
+    """The length of a context; q, A, B of it and of n tokens after it; a start."""
+    return m, *(entries(*x) for x in (("q", m + n, d_k), ("A", m + n, d_k, d_k),
+                                      ("B", m + n, d_k, d_v), ("s", d_k, d_v)))
+
+
+def steps(least=0):
+    return st.builds(lambda rng, *n: steps_of(lambda _, *shape: uniform(rng, *shape), *n),
+                     case_rngs, st.integers(least, 4), *[st.integers(1, 3)] * 3)
+
+
+def float_steps(rng, dtype):
+    """KDA with unit keys, β up to 2 (a reflection), decays of exactly 1 or, at some tokens, e⁻⁸."""
+    m = int(rng.integers(1, 20))
+    q, k, v, start, _ = realistic(rng, dtype, n=m + 5)
+    k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+    beta = rng.choice([0, 0.5, 1, 2], k.shape[:-1]).astype(dtype)[..., None, None]
+    decay = np.where(rng.random(k.shape) < rng.choice([0, 0.1, 1]), np.exp(-8), 1).astype(dtype)
+    A = np.eye(k.shape[-1], dtype=dtype) - beta * k[..., None] * k[..., None, :]
+    return m, q, A * decay[..., None, :], beta * k[..., None] * v[..., None, :], start.kv
+
+
+symbolic_steps = partial(steps_of, variables)
+smallest = [symbolic_steps(1, 1, 1, 1)]
+
+
+@theorem("a context is one affine map", "ICLCA §7", steps(), every(
+    m=range(3), n=(0, 1), d_k=(1, 2), d_v=(1, 2)) + [dict(m=3, n=2, d_k=1, d_v=2)], symbolic_steps,
+    floats=float_steps, ulps=200)
+def replaced(m, q, A, B, state, start=lambda A, B, state: A @ state + B):
+    """What follows, from the start that the context's map gives  =  with the context in front."""
+    before, after = ([X[..., part, :, :] for X in (A, B)] for part in (np.s_[:m], np.s_[m:]))
     o, last = linear_recurrence(q, A, B, state)
-    a, b = context_map(A[:m], B[:m])
-    return linear_recurrence(q[m:], A[m:], B[m:], a @ state + b), (o[m:], last)
+    state = start(*context_map(*before), state)
+    return linear_recurrence(q[..., m:, :], *after, state), (o[..., m:, :], last)
 
 
-def bias_added(m, q, A, B, state):
-    """The same with b + B in place of A b + B: as if the start were not moved by the context."""
-    a, b = context_map(A[:m], B[:m])
-    return linear_recurrence(q[m:], A[m:], B[m:], state + b)[0], linear_recurrence(q, A, B, state)[0][m:]
+@theorem("a context is one affine map", "ICLCA §7", None,
+         every(m=(1,), n=(0,), d_k=(1, 2, 3), d_v=(1, 2, 3)), symbolic_steps)
+def one_step_is_the_induction(_, q, A, B, s):
+    return linear_recurrence(q, A, B, s), (q @ (A[0] @ s + B[0]), A[0] @ s + B[0])
 
 
-small = st.integers(1, 3)
+added = partial(broken, replaced, "b + B in the place of A b + B")
+start_added = added(steps(least=1), smallest)(
+    lambda *case: [o for o, _ in replaced(*case, start=lambda A, B, state: state + B)])
+start_added_in_each_row = added(one_of(NAMES[1:]), each_of(NAMES[1:]))(
+    lambda names, text: start_added(1, *law(*names, text)))
+right_factor = broken(replaced, "the pair (A, B) for s ↦ A s C + B", None, smallest)(
+    lambda _, q, A, B, s: (linear_recurrence(q[:1], A[:1], B[:1], s)[1],
+                           A[0] @ s @ variables("C", 1, 1) + B[0]))
 
 
-@pytest.mark.proves("a context is one affine map", "ICLCA §7")
-@given(rngs, st.integers(0, 4), small, small, small)
-def test_the_map_of_a_context_replaces_it_for_every_start(rng, m, n, d_k, d_v):
-    assert_exactly_equal(*replaced(m, *random_steps(rng, m, n, d_k, d_v)))
+def test_in_the_first_row_the_start_may_be_added_and_in_eleven_rows_A_is_not_symmetric():
+    o, expected = start_added(1, *law(NAMES[0], symbolic_text(3)))
+    assert (o == expected).all() and len(turning) == 11
 
 
-@pytest.mark.proves("a context is one affine map", "ICLCA §7")
-def test_the_map_of_a_context_replaces_it_for_every_start_every_a_and_every_b():
-    for shape in every(m=range(3), n=(1,), d_k=(1, 2), d_v=(1, 2)) + [dict(m=3, n=2, d_k=1, d_v=2)]:
-        assert_proved(*replaced(shape["m"], *symbolic_steps(**shape)), **shape)
+# ---- Maps compose; all prefixes at once; packed texts -------------------------------------------
+
+@theorem("maps compose, associatively", "Martin, Cundy '18", steps(), every(
+    m=range(3), n=range(3), d_k=(1, 2), d_v=(1, 2)) + [dict(m=40, n=30, d_k=1, d_v=1)],
+    symbolic_steps)
+def composed(m, _, A, B, __, order=1):
+    """The later context's map after the earlier one's  =  the map of both."""
+    return (compose(*[context_map(A[i], B[i]) for i in (np.s_[m:], np.s_[:m])][::order]),
+            context_map(A, B))
 
 
-@pytest.mark.proves("a context is one affine map", "ICLCA §7")
-def test_one_step_from_any_state_is_the_induction_over_the_length():
-    for shape in every(m=(1,), n=(0,), d_k=(1, 2, 3), d_v=(1, 2, 3)):
-        q, A, B, s = symbolic_steps(**shape)
-        after = A[0] @ s + B[0]
-        assert_proved(linear_recurrence(q, A, B, s), (q @ after, after), **shape)
+composed_in_the_other_order = broken(composed, "the two contexts in the other order", steps(1),
+    smallest, difference="A0_0_0*B1_0_0 - A1_0_0*B0_0_0 + B0_0_0 - B1_0_0")(
+    lambda *case: composed(*case, order=-1))
+associative = theorem("maps compose, associatively", "Martin, Cundy '18", None, every(
+    d_k=(1, 2, 3), d_v=(1, 2)), lambda d_k, d_v: tuple(
+        (variables("A" + x, d_k, d_k), variables("B" + x, d_k, d_v)) for x in "xyz"))(
+    lambda x, y, z: (compose(x, compose(y, z)), compose(compose(x, y), z)))
 
 
-@pytest.mark.breaks("a context is one affine map", "starting from b + B in place of A b + B")
-@given(rngs, small, small, small, small)
-def test_starting_from_b_plus_B_the_context_is_not_replaced(rng, m, n, d_k, d_v):
-    assert_differ(*bias_added(m, *random_steps(rng, m, n, d_k, d_v)))
+@theorem("the parallel scan: all prefixes", "Hillis, Steele 86", steps(), every(
+    m=range(16), n=(1,), d_k=(1,), d_v=(1,)) + every(m=range(4), n=(1,), d_k=(2,), d_v=(1, 2)),
+    symbolic_steps, floats=float_steps, ulps=200)
+def scanned(m, _, A, B, __):
+    """Entry i  =  context_map of the first i + 1 tokens, whatever follows, such as bad guesses."""
+    maps = [context_map(A[..., :i, :, :], B[..., :i, :, :]) for i in range(1, A.shape[-3] + 1)]
+    return parallel_scan(A, B), tuple(np.stack(X, axis=-3) for X in zip(*maps))
 
 
-@pytest.mark.breaks("a context is one affine map", "starting from b + B in place of A b + B")
-@pytest.mark.parametrize("name", list(TABLE)[1:])
-def test_starting_from_b_plus_B_fails_in_every_row_of_the_table_but_the_first(name):
-    t = symbolic_tokens(2)
-    assert_refuted(*bias_added(1, t.q, *TABLE[name](t), t.state), row=list(TABLE).index(name) + 1)
+@broken(scanned, "composing in the other order", steps(least=1), smallest)
+def scanned_in_the_other_order(*case):
+    with patch.object(iclca_ref, "compose", lambda later, earlier: compose(earlier, later)):
+        scan = parallel_scan(*case[2:4])
+    return scan, scanned(*case)[1]
 
 
-def test_starting_from_b_plus_B_is_right_in_the_first_row_of_the_table():
-    t = symbolic_tokens(3)
-    added, in_context = bias_added(1, t.q, *TABLE["linear attention"](t), t.state)
-    assert (added == in_context).all()
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 9, 1000])
+def test_the_scan_has_log_m_rounds_of_fewer_than_m_compositions(m):
+    with patch.object(iclca_ref, "compose", wraps=compose) as counted:
+        _, B = parallel_scan(a(m, 1, 1), a(m, 1, 1))
+    assert B.ravel().tolist() == [*range(1, m + 1)]
+    rounds = (m - 1).bit_length()   # ⌈log₂ m⌉
+    assert [len(c.args[0][0]) for c in counted.call_args_list] == [m - 2**r for r in range(rounds)]
 
 
-# ---- Maps compose -----------------------------------------------------------------------------------
-
-def of_both(m, q, A, B, state):
-    """The map of two contexts composed, and the map of the whole."""
-    return compose(context_map(A[m:], B[m:]), context_map(A[:m], B[:m])), context_map(A, B)
-
-
-@pytest.mark.proves("maps compose, associatively", "Martin and Cundy 2018")
-@given(rngs, st.integers(0, 3), st.integers(0, 3), small, small)
-def test_the_composition_of_two_contexts_maps_is_the_map_of_both(rng, m, n, d_k, d_v):
-    assert_exactly_equal(*of_both(m, *random_steps(rng, m, n, d_k, d_v)))
-
-
-@pytest.mark.proves("maps compose, associatively", "Martin and Cundy 2018")
-def test_composition_is_associative_and_the_map_of_both_for_every_a_and_b():
-    for shape in every(m=range(3), n=range(3), d_k=(1, 2), d_v=(1, 2)) + [dict(m=40, n=30, d_k=1, d_v=1)]:
-        assert_proved(*of_both(shape["m"], *symbolic_steps(**shape)), **shape)
-    for shape in every(d_k=(1, 2, 3), d_v=(1, 2)):
-        maps = [(variables("A" + x, shape["d_k"], shape["d_k"]), variables("B" + x, *shape.values())) for x in "xyz"]
-        assert_proved(compose(maps[0], compose(maps[1], maps[2])), compose(compose(maps[0], maps[1]), maps[2]),
-                      **shape)
+@pytest.mark.parametrize("rate, good", [(1, 40), (10, 8)])   # e^(−90) is no normal float32
+def test_two_cumulative_sums_overflow_where_the_scan_does_not(rate, good):
+    """s_i = D_i Σ_j B_j / D_j with D_i = e^(−rate i)."""
+    B = np.random.default_rng(0).uniform(1, 2, (40, 2, 3)).astype(np.float32)
+    A = np.eye(2, dtype=np.float32) * np.full((40, 1, 1), np.exp(-rate), np.float32)
+    expected, D = parallel_scan(A.astype(float), B.astype(float))[1], np.cumprod(A[:, :1, :1], 0)
+    with np.errstate(all="ignore"):
+        trick = D * np.cumsum(B / D, axis=0)
+    np.testing.assert_allclose(trick[:good], expected[:good], rtol=1e-5)
+    assert not np.isfinite(trick[good:]).any()
+    np.testing.assert_allclose(parallel_scan(A, B)[1], expected, rtol=1e-6)
 
 
-@pytest.mark.breaks("maps compose, associatively", "the two contexts in the other order")
-def test_in_the_other_order_the_composition_is_another_map():
-    (_, A, B, _), m = symbolic_steps(1, 1, 1, 1), 1
-    difference = assert_refuted(compose(context_map(A[:m], B[:m]), context_map(A[m:], B[m:])), context_map(A, B))
-    assert str(difference) == "A0_0_0*B1_0_0 - A1_0_0*B0_0_0 + B0_0_0 - B1_0_0"
+texts_of = lambda entries, lengths, d_k, d_v: (
+    lengths, entries("r", len(lengths), d_k, d_v),
+    *steps_of(entries, 0, sum(lengths), d_k, d_v)[1:])
 
 
-# ---- Theorem 4.5 and online gradient descent are cases ----------------------------------------------
+@theorem("packed texts: A = 0 at the first", "§15", st.builds(
+    lambda lengths, rng: texts_of(lambda _, *shape: uniform(rng, *shape), lengths, 2, 2),
+    st.lists(st.integers(0, 2), min_size=1, max_size=5).filter(any), case_rngs),
+    every(lengths=[(1, 1), (2, 0, 1), (0, 1, 0, 0, 2), (2, 1, 0)], d_k=(1, 2), d_v=(1, 2)),
+    partial(texts_of, variables))
+def packed(lengths, starts, q, A, B, before, kept=0):
+    """Texts in one run, the start of each in its first B  =  each by itself, empty ones too."""
+    n, ends = np.array(lengths), np.cumsum(lengths)
+    alone = [linear_recurrence(*(X[end - m:end] for X in (q, A, B)), s)
+             for m, end, s in zip(n, ends, starts)]
+    first, (A_0, B_0) = (ends - n)[n > 0], (A.copy(), B.copy())
+    A_0[first], B_0[first] = kept * A[first], A[first] @ starts[n > 0] + B[first]
+    o, last = linear_recurrence(q, A_0, B_0, before)[0], parallel_scan(A_0, B_0)[1][ends[n > 0] - 1]
+    return ((o, *last),
+            (np.concatenate([o for o, _ in alone]), *(s for (_, s), m in zip(alone, n) if m)))
 
-def theorem_4_5_as_a_row(t):
-    """attention_bias and the map of the row A = R_{−1}, applied to the start; and the attention itself."""
-    a, b = context_map(*TABLE["rotary"](t))
-    start = attention_bias(t.k[:0], t.v[:0])._replace(kv=t.state)
+
+packed_without_forgetting = broken(packed, "A as it is at a text's first token", None, [texts_of(
+    variables, (1, 1), 1, 1)])(lambda *case: packed(*case, kept=1))
+
+
+# ---- Theorem 4.5 and online gradient descent are cases; least squares ---------------------------
+
+@theorem("Theorem 4.5 is the row A = R_{−1}", "Thm 4.5, §7", texts(), SHAPES, symbolic_text)
+def theorem_4_5_as_a_row(t, change=lambda A: A):
+    """attention_bias, and attention  =  the map of the row, applied to the start, and the row."""
+    q, A, B, s = law("rotary", t)
+    start, (a, b) = Bias(s, 0 * s[:, 0]), context_map(change(A), B)
     o, state = recurrent_attention(t.q, t.k, t.v, start, t.rope, normalize=False)
     return ((attention_bias(t.k, t.v, start, t.rope).kv, o, state.kv),
-            (a @ t.state + b, *recurrence("rotary", t)))
+            (a @ s + b, *linear_recurrence(q, change(A), B, s)))
 
 
-@pytest.mark.proves("Theorem 4.5 is the row A = R_{−1}", "Thm 4.5, §7")
-@given(token_cases(least=1))
-def test_theorem_4_5_is_the_row_of_the_table_that_turns_the_state_back_before_each_token(t):
-    assert_exactly_equal(*theorem_4_5_as_a_row(t))
+turned_forward = broken(theorem_4_5_as_a_row, "R_1 in the place of R_{−1}", texts(),
+                        [symbolic_text(1)])(lambda t: theorem_4_5_as_a_row(t, lambda A: A.mT))
 
 
-@pytest.mark.proves("Theorem 4.5 is the row A = R_{−1}", "Thm 4.5, §7")
-def test_theorem_4_5_is_the_row_a_for_every_key_value_start_and_angle():
-    for shape in SHAPES:
-        assert_proved(*theorem_4_5_as_a_row(symbolic_tokens(**shape)), **shape)
+@theorem("DeltaNet = online gradient descent", "Schlag et al. '21", texts(), SHAPES, symbolic_text)
+def online_descent(t, change=lambda A: A):
+    """DeltaNet's state  =  the weights after a step of rate β per token, on ½ ‖W k − v‖²."""
+    (q, A, B, s), W = law("DeltaNet", t), t.s.T
+    for x in t:
+        W, _, _ = gradient_descent(W, x.k[None], x.v[None], x.beta)
+    return linear_recurrence(q, change(A), B, s)[1], W.T
 
 
-@pytest.mark.breaks("Theorem 4.5 is the row A = R_{−1}", "R_1 in the place of R_{−1}")
-def test_with_the_state_turned_forward_the_map_is_another_polynomial():
-    t = symbolic_tokens(1)
-    A, B = TABLE["rotary"](t)
-    a, b = context_map(A.swapaxes(-1, -2), B)
-    assert_refuted(a @ t.state + b, theorem_4_5_as_a_row(t)[0][0])
+without_the_error = broken(
+    online_descent, "linear attention with values β v: no error", texts(), [symbolic_text(1)],
+    difference="beta0*k0_0*k0_1*s1_0 + beta0*k0_0^2*s0_0")(   # β k (kᵀs): what is not erased
+    lambda t: online_descent(t, lambda A: 0 * A + np.eye(A.shape[-1], dtype=int)))
 
 
-@pytest.mark.breaks("Theorem 4.5 is the row A = R_{−1}", "R_1 in the place of R_{−1}")
-@given(token_cases(least=1))
-def test_with_the_state_turned_forward_it_is_not_theorem_4_5(t):
-    A, B = TABLE["rotary"](t)
-    a, b = context_map(A.swapaxes(-1, -2), B)
-    assert_differ(a @ t.state + b, theorem_4_5_as_a_row(t)[0][0])
+@theorem("least squares: (H, G) adds", "MesaNet", texts(least=2), every(n=(2, 3, 4), pairs=(1,),
+         d_v=(1, 2)), symbolic_text)
+def least_squares(t):
+    """(H, G) = Σ β k [k; v]ᵀ of two parts  =  of both; (H + λ) W − G  =  the gradient at any W."""
+    wk, parts = t.beta[:, None] * t.k, (np.s_[:], np.s_[:1], np.s_[1:])
+    H, G, H_1, G_1, H_2, G_2 = (key_value_matrix(wk[i], x[i]) for i in parts for x in (t.k, t.v))
+    gradient = wk.T @ (t.k @ t.s - t.v) + t.gamma * t.s
+    return (H_1 + H_2, G_1 + G_2, gradient), (H, G, H @ t.s + t.gamma * t.s - G)
 
 
-def online_descent(t):
-    """DeltaNet's state, and the weight matrix after one gradient step per token on ½ ‖W k − v‖²."""
-    W = t.state.T
-    for k, v, rate in zip(t.k, t.v, t.beta):
-        W, _, _ = gradient_descent(W, k[None], v[None], rate)
-    return recurrence("DeltaNet", t)[1], W.T
+@broken(least_squares, "adding the two regressions", texts(least=2), [symbolic_text(2)])
+def regressions_added(t):
+    k, v, wk = t.k[:, 0], t.v, t.beta * t.k[:, 0]
+    first, rest, both = (wk[i] @ v[i] / (wk[i] @ k[i] + t.gamma)
+                         for i in (np.s_[:1], np.s_[1:], np.s_[:]))
+    return first + rest, both
 
 
-@pytest.mark.proves("DeltaNet = online gradient descent", "Schlag et al. 2021")
-@given(token_cases(least=1))
-def test_the_state_of_deltanet_is_the_weight_matrix_of_online_gradient_descent(t):
-    assert_exactly_equal(*online_descent(t))
+# ---- What the functions do with their arguments -------------------------------------------------
+
+CASES = [
+    case("linear_recurrence", linear_recurrence, "q:nk A:nkk B:nkv state?:kv"),
+    case("linear_recurrence, square", linear_recurrence, "q:nk A:nkk B:nkk state?:kk"),
+    *[case(f.__name__, f, "A:nkk B:nkv") for f in (context_map, parallel_scan)],
+    case("compose", lambda *x: compose(x[:2], x[2:]), "A_2:kk B_2:kv A_1?:kk B_1?:kv"),
+    case("compose, one later map", lambda *x: compose(x[2:], x[:2]), "A:kk B:kv A_2?:kk B_2=:kv")]
+test_batches, test_types = batches(*CASES), float_types(*CASES)
+
+test_mistakes = refused(
+    *[(words, lambda f=f, s=s: f(*(a(*shape) for shape in s))) for f in (context_map, parallel_scan)
+      for words, *s in (("A (4, 2, 2), B (1, 2, 3)", (4, 2, 2), (1, 2, 3)),
+                        ("A (2, 2), B (2, 3)", (2, 2), (2, 3)))],
+    ("state (1, 1)", lambda: linear_recurrence(a(3, 2), a(3, 2, 2), a(3, 2, 1), a(1, 1))),
+    ("A (1, 2, 2)", lambda: linear_recurrence(a(3, 2), a(1, 2, 2), a(3, 2, 1), a(2, 1))),
+    ("(2, 3); (1, 3)", lambda: compose((a(2, 2), a(2, 3)), (a(2, 2), a(1, 3)))),
+    ("B_2 (2, 3); B_1 (2, 1)", lambda: compose((a(2, 2), a(2, 3)), (a(2, 2), a(2, 1)))),
+    ("A_2 (1, 3)", lambda: compose((a(1, 3), a(3, 2)), (a(3, 3), a(3, 2)))))
 
 
-@pytest.mark.proves("DeltaNet = online gradient descent", "Schlag et al. 2021")
-def test_the_state_of_deltanet_is_online_gradient_descent_for_every_key_value_rate_and_start():
-    for shape in SHAPES:
-        assert_proved(*online_descent(symbolic_tokens(**shape)), **shape)
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_arguments_stay_as_they_are_in_any_layout(n):
+    rng = np.random.default_rng(n)
+    q, A, B, s = (rng.integers(-9, 9, x) for x in ((2, n, 2), (2, n, 2, 2), (2, n, 2, 2), (2, 2)))
+    for function, *x in (linear_recurrence, q, A, B, s), (context_map, A, B), (parallel_scan, A, B):
+        for other in zip(*map(layouts, x)):
+            for got, expected in zip(flat(function(*other)), flat(function(*x)), strict=True):
+                np.testing.assert_array_equal(got, expected)
+        assert_arguments_stay(function, *x)
+    assert_arguments_stay(lambda *x: compose(x[:2], x[2:]), s, s[:, :1], s, s[:, :1])
 
 
-@pytest.mark.breaks("DeltaNet = online gradient descent", "linear attention with values β v: no error is taken")
-def test_linear_attention_is_not_online_gradient_descent():
-    t = symbolic_tokens(1)
-    plain = linear_recurrence(t.q, one(t), per_token(t.beta) * outer(t.k, t.v), t.state)[1]
-    difference = assert_refuted(plain, online_descent(t)[1])
-    assert len(difference.terms) == 2          # β k (kᵀ s): what the delta rule erases
+def test_whole_numbers_in_one_argument_do_not_cut_the_others_down():
+    half, q, v = 0.5 * a(3, 1, 1), a(3, 1), np.array([3, 1, 7])[:, None, None]
+    for start, expected in (1, [3.5, 2.75, 8.375]), (0.5, [3.25, 2.625, 8.3125]):
+        assert linear_recurrence(q, half, v, np.array([[start]]))[0].ravel().tolist() == expected
+    for A, B in context_map(half, v), [X[-1] for X in parallel_scan(half, v)]:
+        assert (A.item(), B.item()) == (0.125, 8.25)
 
 
-# ---- Least squares in context (MesaNet): an additive pair -------------------------------------------
-
-def ridge(k, v, beta):
-    """(H, G) = (Σ β k kᵀ, Σ β k vᵀ): with (H + Λ)⁻¹ G the context's weighted ridge regression."""
-    return key_value_matrix(beta[:, None] * k, k), key_value_matrix(beta[:, None] * k, v)
-
-
-@pytest.mark.proves("least squares: (H, G) adds", "MesaNet")
-@given(token_cases(least=1), st.integers(0, 4))
-def test_the_pair_of_least_squares_adds_and_its_gradient_is_zero_at_the_solution(t, m):
-    parts = [ridge(t.k[cut], t.v[cut], t.beta[cut]) for cut in (np.s_[:m], np.s_[m:])]
-    H, G = ridge(t.k, t.v, t.beta)
-    assert_exactly_equal([a + b for a, b in zip(*parts)], [H, G])
-    W = t.state                                   # at any W: Σ β k (kᵀW − v)ᵀ + ΛW = (H + Λ) W − G
-    gradient = (t.beta[:, None] * t.k).T @ (t.k @ W - t.v) + t.gamma * W
-    assert_exactly_equal(gradient, (H + t.gamma * one(t)[0]) @ W - G)
-
-
-@pytest.mark.proves("least squares: (H, G) adds", "MesaNet")
-def test_the_pair_of_least_squares_adds_and_gives_the_gradient_for_all_contexts():
-    for shape in every(m=(1, 2), n=(1, 2), pairs=(1,), d_v=(1, 2)):
-        t = symbolic_tokens(shape["m"] + shape["n"], d_v=shape["d_v"])
-        parts = [ridge(t.k[c], t.v[c], t.beta[c]) for c in (np.s_[:shape["m"]], np.s_[shape["m"]:])]
-        H, G = ridge(t.k, t.v, t.beta)
-        assert_proved([a + b for a, b in zip(*parts)], [H, G], **shape)
-        gradient = (t.beta[:, None] * t.k).T @ (t.k @ t.state - t.v) + t.gamma * t.state
-        assert_proved(gradient, (H + t.gamma * one(t)[0]) @ t.state - G, **shape)
-
-
-@pytest.mark.breaks("least squares: (H, G) adds", "adding the two regressions instead of their pairs")
-def test_the_regressions_of_two_contexts_do_not_add():
-    t = symbolic_tokens(2)
-    k, v, beta, ridge_1 = t.k[:, :1], t.v, t.beta, t.gamma
-    solve = [(G / (H + ridge_1)) for H, G in (ridge(k[c], v[c], beta[c]) for c in (np.s_[:1], np.s_[1:], np.s_[:]))]
-    assert_refuted(solve[0] + solve[1], solve[2])
-
-
-# ---- Floating point and types -----------------------------------------------------------------------
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@given(rngs, st.integers(1, 40))
-def test_the_map_replaces_the_context_to_rounding_in_floating_point(dtype, rng, m):
-    q, k, v, start, rope = realistic(rng, dtype, n=m + 10)
-    k = k / k.shape[-1]
-    beta = rng.random(k.shape[:-1]).astype(dtype)[..., None, None]
-    A = np.eye(k.shape[-1], dtype=dtype) - beta * outer(k, k)
-    B = beta * outer(k, v)
-    whole, last = linear_recurrence(q, A, B, start.kv)
-    a, b = context_map(A[..., :m, :, :], B[..., :m, :, :])
-    o, state = linear_recurrence(q[..., m:, :], A[..., m:, :, :], B[..., m:, :, :], a @ start.kv + b)
-    assert {x.dtype for x in (o, state, a, b)} == {np.dtype(dtype)}
-    assert_close((o, state), (whole[..., m:, :], last), ulps=200)
-
-
-def test_the_rotated_row_agrees_with_attention_in_floating_point_too():
-    q, k, v, start, rope = realistic(np.random.default_rng(0), np.float64, n=50)
-    R = rotate(np.eye(16), *rope(np.array([-1]))).T
-    o, state = linear_recurrence(q, np.broadcast_to(R, (*k.shape, 16)), outer(k, v), start.kv)
-    expected, last = chunked_attention(q, k, v, start, rope, normalize=False)
-    assert_close((o, state), (expected, last.kv), ulps=200)
-
-
-def test_an_empty_context_is_the_identity_map():
-    A, B = fractions(np.ones((0, 2, 2))), fractions(np.ones((0, 2, 3)))
-    a, b = context_map(A, B)
-    assert (a == np.eye(2)).all() and (b == 0).all() and b.shape == (2, 3)
+def test_complex_factors_are_rotations():
+    """The complex state s ↦ e^(−iθ) s + k v, of half the features, is rotary attention."""
+    q, k, v, start, turn = realistic(np.random.default_rng(0), np.float64, n=50)
+    c = [x[..., ::2] + 1j * x[..., 1::2] for x in (q, k, start.kv.mT)]
+    cos, sin = turn(np.array([-1]))
+    A = np.broadcast_to(np.eye(8) * (cos + 1j * sin), (*k.shape[:-1], 8, 8))
+    o, _ = linear_recurrence(c[0].conj(), A, c[1][..., None] * v[..., None, :], c[2].mT)
+    assert_close(o.real, chunked_attention(q, k, v, start, turn, normalize=False)[0], ulps=200)
