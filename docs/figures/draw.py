@@ -32,9 +32,9 @@ polyline{fill:none}.arrow{marker-end:url(#tip)}.sub{font-size:14px}.b{font-weigh
 def text(x, y, words, kind="", turn=0):
     """Words, with b_{KV} for an index below the line, or a number."""
     words = words if isinstance(words, str) else f"{words:g}".replace("-", "−")
-    turn = f' transform="rotate({turn} {x} {y})"' * bool(turn)
     sub = r'<tspan class="sub" dy="5">\1</tspan><tspan dy="-5">&#8203;</tspan>'
     words = re.sub("_{(.*?)}", sub, words)
+    turn = f' transform="rotate({turn} {x} {y})"' * bool(turn)
     return f'<text x="{x:g}" y="{y:g}" class="{kind}"{turn}>{words}</text>'
 
 
@@ -43,8 +43,7 @@ def line(kind, *points, shape="polyline"):
 
 
 def marker(x, y, i):
-    """A disc, a square, a triangle, a pentagon or a diamond."""
-    corners = (24, 4, 3, 5, 4)[i]
+    corners = (24, 4, 3, 5, 4)[i]  # a disc, a square, a triangle, a pentagon, a diamond
     angles = np.pi * (2 * np.arange(corners) + (i == 1)) / corners
     return line(f"c{i}", *zip(x + 6 * np.sin(angles), y - 6 * np.cos(angles)), shape="polygon")
 
@@ -69,8 +68,8 @@ def heat(x, y, matrix, cell, name="", frame="", dark=0.9):
 def chart(lines, title, below, marks, right=130):
     """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel.
 
-    The x are words, in their order; a line of one x is a level. The marks are those of the y-axis,
-    at equal distances; it is logarithmic unless it starts at 0.
+    A line of one x is a level. The marks of the y-axis are equally far from one another: it is
+    logarithmic, unless it starts at 0.
     """
     scale, width, pieces = np.log10 if marks[0] else np.array, (WIDTH - 25 - right) / len(lines), []
     for left, (panel, curves) in zip(75 + width * np.arange(len(lines)), lines.items()):
@@ -275,8 +274,9 @@ viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="t d">
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", help=", ".join((*PICTURES, *CHARTS)))
-    for name in parser.parse_args().names or (*PICTURES, *CHARTS):
+    parser, names = argparse.ArgumentParser(description=__doc__.split("\n\n")[0]), [*PICTURES, *CHARTS]
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME",
+                        help="all, if not given: induction_head trains for two minutes")
+    for name in parser.parse_args().only:
         file = drawn(name, (HERE.parent / "results.md").read_text("utf-8"))
         (HERE / f"{name}.svg").write_text(file, "utf-8", newline="\n")
