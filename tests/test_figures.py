@@ -12,8 +12,7 @@ import pytest
 import trained_induction
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-RESULTS = (FIGURES.parent / "results.md").read_text("utf-8")
-NAMES = [*draw.PICTURES, *draw.CHARTS]
+RESULTS, NAMES = (FIGURES.parent / "results.md").read_text("utf-8"), [*draw.PICTURES, *draw.CHARTS]
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
 RULES = """## A model that was trained
 ```text
@@ -34,7 +33,7 @@ def test_a_committed_picture_is_what_the_script_draws(name, monkeypatch):
     model, shades = trained_induction.random_model(np.random.default_rng(0)), "$^"
     if name == "induction_head":  # its model takes two minutes: untrained, all but the shades
         monkeypatch.setattr(trained_induction, "train", lambda *_, **__: [model])
-        shades = 'opacity=".*?"'
+        shades = 'fill-opacity=".*?"'
     file, committed = (re.sub(shades, "", text) for text in (
         draw.drawn(name, RESULTS), (FIGURES / f"{name}.svg").read_text("utf-8")))
     assert NUMBER.sub("#", file) == NUMBER.sub("#", committed) and words(file) == words(committed)
@@ -47,7 +46,7 @@ def test_a_picture_is_drawn_by_the_script_says_what_it_shows_fits_a_page_and_loa
     assert path.stem in NAMES
     root = ET.fromstring(file := path.read_text("utf-8"))
     width, height = map(int, root.get("viewBox").split()[2:])
-    assert width <= 838 and min(len(root.findtext(f"{{*}}{part}")) for part in ("title", "desc")) > 10
+    assert width <= 838 and min(len(root.findtext("{*}" + a)) for a in ("title", "desc")) > 10
     assert set(re.findall(r"(?:url\(|href=|src=|@import)[^);]*", file)) <= {"url(#tip"}
     assert "prefers-color-scheme:dark" in file and "font:17px" in file
     for at in root.findall(".//{*}text"):
