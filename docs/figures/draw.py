@@ -29,13 +29,11 @@ polyline{fill:none}.arrow{marker-end:url(#tip)}.sub{font-size:14px}.b{font-weigh
 .c1{color:#ffa657}.c2{color:#7ee787}.c3{color:#d2a8ff}.c4{color:#9198a1}}"""
 
 
-def text(x, y, words, kind="", turn=0):
+def text(x, y, word, kind=""):
     """Words, with b_{KV} for an index below the line, or a number."""
-    words = words if isinstance(words, str) else f"{words:g}".replace("-", "−")
     sub = r'<tspan class="sub" dy="5">\1</tspan><tspan dy="-5">&#8203;</tspan>'
-    words = re.sub("_{(.*?)}", sub, words)
-    turn = f' transform="rotate({turn} {x} {y})"' * bool(turn)
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}"{turn}>{words}</text>'
+    word = word if isinstance(word, str) else f"{word:g}".replace("-", "−")
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}">{re.sub("_{(.*?)}", sub, word)}</text>'
 
 
 def line(kind, *points, shape="polyline"):
@@ -68,16 +66,17 @@ def heat(x, y, matrix, cell, name="", frame="", dark=0.9):
 def chart(lines, title, below, marks, right=130):
     """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel.
 
-    A line of one x is a level. The marks of the y-axis are equally far from one another: it is
-    logarithmic, unless it starts at 0.
+    A line of one x is a level. The y-axis is logarithmic unless its marks start at 0, the x-axis
+    unless the x go on as they begin.
     """
     scale, width, pieces = np.log10 if marks[0] else np.array, (WIDTH - 25 - right) / len(lines), []
     for left, (panel, curves) in zip(75 + width * np.arange(len(lines)), lines.items()):
         xs = [*max(curves.values(), key=len)]
-        place = dict(zip(xs, np.linspace(left + 12, left + width - 62, len(xs))))
+        across = np.log(xs) if xs[1] - xs[0] < xs[-1] - xs[-2] else np.array(xs)
+        place = dict(zip(xs, left + 12 + (width - 74) * (across - across[0]) / np.ptp(across)))
         pieces += [text(left + width / 2 - 25, 28, title.format(panel), "b"),
                    text(left + width / 2 - 25, 376, below)]
-        pieces += [text(place[x], 350, x) for x in xs[::1 + len(xs) * len(lines) // 12]]
+        pieces += [text(place[x], 350, x) for x in xs[::-1 - len(xs) * len(lines) // 12]]
         for y, mark in zip(np.linspace(326, 46, len(marks)), marks):
             pieces += [line("thin", (left, y), (left + width - 50, y)),
                        text(left - 8, y + 6, mark, "end")]
@@ -109,7 +108,8 @@ def panels(document, heading, first, names, by=None):
         for head, cell in row.items():
             name, x = (label, head[4:]) if head.startswith("m = ") else (head, label)
             if name in names:
-                curves[name][x] = float(re.match(r"-?[\d.]+(e-?\d+)?", cell.replace(",", ""))[0])
+                x, y = (float(re.match(r"[^ %±]*", a.replace(",", ""))[0]) for a in (x, cell))
+                curves[name][x] = y
     if not lines or not all(all(curves.values()) for curves in lines.values()):
         raise LookupError(f"under {heading} is no such table with {', '.join(names)}")
     return lines
@@ -122,19 +122,16 @@ def context_to_weights():
     context, ask = ([names.index(word) for word in part] for part in (words, prompt))
     model = induction_transformer(len(names), len(words) + len(prompt))
     biases = iclca(model, context)
-    rows = [(2, "hunts"), (1, "by"), (2, prompt[0]), (1, prompt[1])]
-    table = np.rint(biases[-1].kv[0, [(s - 1) * len(names) + names.index(a) for s, a in rows]])
-    table = np.vstack([table, table[2:].sum(axis=0)])
-    columns = np.lexsort((-table.sum(axis=0), -table[-1]))[:7]
-    pieces = [text(450, 24, "b_{KV}: how often what came", "b"), text(462, 280, "= the logits"),
-              line("arrow", (236, 90), (262, 90)), line("arrow", (566, 112), (592, 90)),
-              heat(364, 112, table[:-1, columns], 28, dark=0.45),
-              box(250, 168, 310, 56, kind="c1", fill=0)]
-    for i, label in enumerate([*(f"{s} after {a}" for s, a in rows), "their sum"]):
-        pieces += [text(356, 132 + 28 * i + 6 * (i > 3), label, "end")]
-    pieces += [text(382 + 28 * j, 104, names[a], "start", -50) for j, a in enumerate(columns)]
-    pieces += [text(378 + 28 * j, 132 + 28 * i + 6 * (i > 3), a)
-               for (i, j), a in np.ndenumerate(table[:, columns]) if a]
+    table = np.rint(biases[-1].kv[0, [len(names) + ask[0], ask[1]]])
+    table = np.vstack([table, table.sum(axis=0)])
+    columns = np.argsort(-table[-1], kind="stable")[:4]
+    pieces = [text(460, 56, "two rows of b_{KV}: how often", "b"), text(460, 296, "= the logits"),
+              line("arrow", (236, 90), (296, 90)), line("arrow", (566, 90), (594, 90)),
+              heat(348, 112, table[:2, columns], 56, dark=0.45)]
+    for i, label in enumerate((f"2 after {prompt[0]}", f"1 after {prompt[1]}", "their sum")):
+        pieces += [text(340, 146 + 56 * i, label, "end")]
+        pieces += [text(376 + 56 * j, 146 + 56 * i, table[i, a]) for j, a in enumerate(columns)]
+    pieces += [text(376 + 56 * j, 102, names[a], "sub") for j, a in enumerate(columns)]
     excerpt = [*TEXT.split("\n")[0].rstrip(".").split(". "), f"… {len(words)} words in all"]
     instead = ["b_{KV} and b_{D}", "of each layer, as large", "for a text of any length"]
     for x, title, lines, tokens, start in (
@@ -226,17 +223,17 @@ def one_step():
 def induction_head(model=None):
     """Two trained heads: one looks from the token after T at T, the other from T at that token."""
     import trained_induction as induction
-    model = model or induction.train(0, **induction.FULL, progress=100)[0]
+    model = model or induction.train(0, **induction.FULL, watch=induction.progress)[0]
     context, (place,), _ = induction.texts(np.random.default_rng(3), 1, 12)
-    tokens, pieces = induction.asked(context), []
-    weights = induction.attention_weights(model, tokens)[:, 0]
+    tokens, pieces = induction.asked(context)[0], []
+    weights = induction.attention_weights(model, tokens)
     for x, title, heads, i, j in (
             (56, "layer 1: the token after T looks at T", weights[0], place + 1, place),
             (476, "layer 2: the last T looks at that token", weights[1], 12, place + 1)):
         head = np.where(np.tri(13) > 0, heads[heads[:, i, j].argmax()], np.nan)
         pieces += [heat(x, 40, head, 26), text(x + 169, 24, title, "b"),
                    box(x + 26 * j, 40 + 26 * i, 26, 26, kind="c1", fill=0, rx=0)]
-        for a, token in enumerate(tokens[0]):
+        for a, token in enumerate(tokens):
             token = "T" if token == induction.TRIGGER else str(token)
             pieces += [text(x - 8, 59 + 26 * a, token, "end"), text(x + 13 + 26 * a, 400, token)]
     return 412, pieces
@@ -246,11 +243,11 @@ PICTURES = {picture.__name__: picture for picture in (
     context_to_weights, causal_matrix, number_line, layers, one_step, induction_head)}
 CHARTS = {  # a table in docs/results.md, as for `panels`; the rest as for `chart`
     "deeper_layers": (("Deeper", "K", ("GD", "GD++")), "loss", "layers K", (0, 0.5, 1, 1.5, 2)),
-    "softmax_conversion": (("Softmax", "sharpness", ("dropped", "random", "landmark"), "sharpness"),
+    "softmax_conversion": (("Softmax", "sharpness", ("fitted", "kept", "random", "dropped"), "sharpness"),
                            "error, sharpness {}", "features m", (0, 0.2, 0.4, 0.6, 0.8, 1)),
     "benefit_kept": (("stories15M", "kept, %", ("merged, attended", "most attended kept",
                                                 "merged, farthest", "last kept")),
-                     "kept of the context's benefit, %", "rows per head", (0, 25, 50, 75, 100), 200),
+                     "percent of the benefit kept", "rows per head", (0, 25, 50, 75, 100), 200),
     "cost_of_a_prompt": (("Speed", "context", ("in front", "converted")), "time / alone",
                          "tokens of context", (0.1, 1, 10, 100, 1000)),
 }
@@ -274,7 +271,8 @@ viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="t d">
 
 
 if __name__ == "__main__":
-    parser, names = argparse.ArgumentParser(description=__doc__.split("\n\n")[0]), [*PICTURES, *CHARTS]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    names = [*PICTURES, *CHARTS]
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME",
                         help="all, if not given: induction_head trains for two minutes")
     for name in parser.parse_args().only:
