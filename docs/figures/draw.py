@@ -1,7 +1,7 @@
 """Draw the pictures of the README and the documents, beside this script, from computed arrays or
 the tables in docs/results.md: for light and dark mode, and readable without colours.
 
-    python docs/figures/draw.py
+    python docs/figures/draw.py [--only NAME ...]      all: two minutes, to train a model
 """
 
 import argparse
@@ -14,6 +14,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = map(str, (HERE.parents[1], HERE.parent, HERE.parent / "experiments", HERE))
 import linear_transformer as lt
+import trained_induction as induction
 from iclca_ref import gd_weights, gradient_descent, iclca, lsa
 from text_to_weights import TEXT, induction_transformer, split_words
 
@@ -32,7 +33,7 @@ polyline{fill:none}.arrow{marker-end:url(#tip)}.sub{font-size:14px}.b{font-weigh
 def text(x, y, word, kind=""):
     """Words, with b_{KV} for an index below the line, or a number."""
     sub = r'<tspan class="sub" dy="5">\1</tspan><tspan dy="-5">&#8203;</tspan>'
-    word = word if isinstance(word, str) else f"{word:g}".replace("-", "−")
+    word = word if isinstance(word, str) else f"{word + 0:g}".replace("-", "−")
     return f'<text x="{x:g}" y="{y:g}" class="{kind}">{re.sub("_{(.*?)}", sub, word)}</text>'
 
 
@@ -66,8 +67,7 @@ def heat(x, y, matrix, cell, name="", frame="", dark=0.9):
 def chart(lines, title, below, marks, right=130):
     """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel.
 
-    A line of one x is a level. The y-axis is logarithmic unless its marks start at 0, the x-axis
-    unless the x go on as they begin.
+    A line of one x is a level. Axes are logarithmic: y unless from 0, x unless at equal steps.
     """
     scale, width, pieces = np.log10 if marks[0] else np.array, (WIDTH - 25 - right) / len(lines), []
     for left, (panel, curves) in zip(75 + width * np.arange(len(lines)), lines.items()):
@@ -99,7 +99,8 @@ def panels(document, heading, first, names, by=None):
     """
     found = re.search(rf"^## [^\n]*{heading}(?:(?!^## ).)*?^( *{first}  .*?)(?=\n\n|\n```)",
                       document, re.M | re.S) or ["", ""]
-    header, *rows = ([*re.finditer(r"\S+(?: \S+)*", row)] for row in found[1].split("\n"))
+    cells = re.compile(r"[^\s±]+±\S+|\S+(?: \S+)*")
+    header, *rows = ([*cells.finditer(row)] for row in found[1].split("\n"))
     heads, lines = {end: head[0] for head in header for end in head.span()}, {}
     for row in rows:
         row = {heads.get(cell.end(), heads.get(cell.start(), "")): cell[0] for cell in row}
@@ -125,19 +126,19 @@ def context_to_weights():
     table = np.rint(biases[-1].kv[0, [len(names) + ask[0], ask[1]]])
     table = np.vstack([table, table.sum(axis=0)])
     columns = np.argsort(-table[-1], kind="stable")[:4]
-    pieces = [text(460, 56, "two rows of b_{KV}: how often", "b"), text(460, 296, "= the logits"),
-              line("arrow", (236, 90), (296, 90)), line("arrow", (566, 90), (594, 90)),
-              heat(348, 112, table[:2, columns], 56, dark=0.45)]
+    pieces = [text(460, 24, "two rows of b_{KV}: how often", "b"),
+              text(460, 262, "= the logits, rounded"), line("arrow", (236, 90), (262, 90)),
+              line("arrow", (576, 90), (594, 90)), heat(348, 82, table[:2, columns], 56, dark=0.45)]
     for i, label in enumerate((f"2 after {prompt[0]}", f"1 after {prompt[1]}", "their sum")):
-        pieces += [text(340, 146 + 56 * i, label, "end")]
-        pieces += [text(376 + 56 * j, 146 + 56 * i, table[i, a]) for j, a in enumerate(columns)]
-    pieces += [text(376 + 56 * j, 102, names[a], "sub") for j, a in enumerate(columns)]
+        pieces += [text(340, 116 + 56 * i, label, "end")]
+        pieces += [text(376 + 56 * j, 116 + 56 * i, table[i, a]) for j, a in enumerate(columns)]
+    pieces += [text(376 + 56 * j, 72, names[a], "sub") for j, a in enumerate(columns)]
     excerpt = [*TEXT.split("\n")[0].rstrip(".").split(". "), f"… {len(words)} words in all"]
     instead = ["b_{KV} and b_{D}", "of each layer, as large", "for a text of any length"]
     for x, title, lines, tokens, start in (
             (10, "a context in front", excerpt, context + ask, None),
             (600, "two biases in each layer", instead, ask, biases)):
-        logits = lt.forward(model, tokens, start)[0][-1]
+        logits = np.rint(lt.forward(model, tokens, start)[0][-1])
         pieces += [text(x + 110, 24, title, "b"), box(x, 40, 220, 100, *lines, kind="c0 dash"),
                    box(x, 150, 220, 34, "prompt: " + " ".join(prompt), kind="c1"),
                    line("arrow", (x + 80, 190), (x + 80, 226)),
@@ -186,15 +187,14 @@ def layers():
     model = lt.random_transformer(np.random.default_rng(0), 50, 16, n_layers=3, n_heads=4)
     pieces = [text(70, 24, "once", "b"), text(70, 264, "every time", "b"),
               box(10, 40, 120, 50, "context"), box(10, 280, 120, 50, "prompt", kind="c1"),
-              line("arrow", (692, 305), (726, 305)), text(770, 311, "logits", "b"),
-              text(818, 358, "as with the context in front", "end")]
+              line("arrow", (692, 305), (726, 305)), text(780, 311, "same logits", "b")]
     for i, bias in enumerate(iclca(model, [3, 1, 4, 1, 5, 9])):
         x, name = 180 + 190 * i, f"layer {i + 1}"
         pieces += [box(x, 40, 130, 50, name), box(x, 280, 130, 50, name, kind="c1"),
                    heat(x + 29, 140, bias.kv[0], 18), text(x + 108, 182, "b_{KV}, b_{D}", "start")]
         pieces += [line("arrow", (x - 46, y), (x - 4, y)) for y in (65, 305)]
         pieces += [line("arrow", (x + 65, y), (x + 65, end)) for y, end in ((94, 134), (218, 276))]
-    return 374, pieces
+    return 346, pieces
 
 
 def one_step():
@@ -220,10 +220,9 @@ def one_step():
     return 324, pieces
 
 
-def induction_head(model=None):
+def induction_head():
     """Two trained heads: one looks from the token after T at T, the other from T at that token."""
-    import trained_induction as induction
-    model = model or induction.train(0, **induction.FULL, watch=induction.progress)[0]
+    model, _ = induction.train(0, **induction.FULL, watch=induction.progress)
     context, (place,), _ = induction.texts(np.random.default_rng(3), 1, 12)
     tokens, pieces = induction.asked(context)[0], []
     weights = induction.attention_weights(model, tokens)
@@ -233,8 +232,7 @@ def induction_head(model=None):
         head = np.where(np.tri(13) > 0, heads[heads[:, i, j].argmax()], np.nan)
         pieces += [heat(x, 40, head, 26), text(x + 169, 24, title, "b"),
                    box(x + 26 * j, 40 + 26 * i, 26, 26, kind="c1", fill=0, rx=0)]
-        for a, token in enumerate(tokens):
-            token = "T" if token == induction.TRIGGER else str(token)
+        for a, token in enumerate(np.where(tokens == induction.TRIGGER, "T", tokens)):
             pieces += [text(x - 8, 59 + 26 * a, token, "end"), text(x + 13 + 26 * a, 400, token)]
     return 412, pieces
 
@@ -243,8 +241,9 @@ PICTURES = {picture.__name__: picture for picture in (
     context_to_weights, causal_matrix, number_line, layers, one_step, induction_head)}
 CHARTS = {  # a table in docs/results.md, as for `panels`; the rest as for `chart`
     "deeper_layers": (("Deeper", "K", ("GD", "GD++")), "loss", "layers K", (0, 0.5, 1, 1.5, 2)),
-    "softmax_conversion": (("Softmax", "sharpness", ("fitted", "kept", "random", "dropped"), "sharpness"),
-                           "error, sharpness {}", "features m", (0, 0.2, 0.4, 0.6, 0.8, 1)),
+    "softmax_conversion": (
+        ("Softmax", "sharpness", ("dropped", "random", "kept", "fitted"), "sharpness"),
+        "error, sharpness {}", "features m", (0, 0.25, 0.5, 0.75, 1)),
     "benefit_kept": (("stories15M", "kept, %", ("merged, attended", "most attended kept",
                                                 "merged, farthest", "last kept")),
                      "percent of the benefit kept", "rows per head", (0, 25, 50, 75, 100), 200),
@@ -273,8 +272,7 @@ viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="t d">
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     names = [*PICTURES, *CHARTS]
-    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME",
-                        help="all, if not given: induction_head trains for two minutes")
+    parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME")
     for name in parser.parse_args().only:
         file = drawn(name, (HERE.parent / "results.md").read_text("utf-8"))
         (HERE / f"{name}.svg").write_text(file, "utf-8", newline="\n")
