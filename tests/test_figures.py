@@ -16,10 +16,10 @@ RESULTS, NAMES = (FIGURES.parent / "results.md").read_text("utf-8"), [*draw.PICT
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
 RULES = """## A model that was trained
 ```text
-kept, %            m = 8     m = 16     all
-fitted        29.1±0.20% 55.2±0.10%    100%
-last kept   -1,051 ± 2.1          7    100%
-random                        1e-05
+kept, %            m = 8      m = 16     all
+fitted        29.1±0.20%  55.2±0.10%    100%
+last kept   -1,051 ± 2.1           7    100%
+random                         1e-05
 ```
 """
 

@@ -99,8 +99,7 @@ def panels(document, heading, first, names, by=None):
     """
     found = re.search(rf"^## [^\n]*{heading}(?:(?!^## ).)*?^( *{first}  .*?)(?=\n\n|\n```)",
                       document, re.M | re.S) or ["", ""]
-    cells = re.compile(r"[^\s±]+±\S+|\S+(?: \S+)*")
-    header, *rows = ([*cells.finditer(row)] for row in found[1].split("\n"))
+    header, *rows = ([*re.finditer(r"\S+(?: \S+)*", row)] for row in found[1].split("\n"))
     heads, lines = {end: head[0] for head in header for end in head.span()}, {}
     for row in rows:
         row = {heads.get(cell.end(), heads.get(cell.start(), "")): cell[0] for cell in row}
