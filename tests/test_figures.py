@@ -32,7 +32,7 @@ def words(file):
 def test_a_committed_picture_is_what_the_script_draws(name, monkeypatch):
     model, shades = trained_induction.random_model(np.random.default_rng(0)), "$^"
     if name == "induction_head":  # its model takes two minutes: untrained, all but the shades
-        monkeypatch.setattr(trained_induction, "train", lambda *_, **__: (model, None))
+        monkeypatch.setattr(trained_induction, "trained", lambda *_, **__: model)
         shades = 'fill-opacity=".*?"'
     file, committed = (re.sub(shades, "", text) for text in (
         draw.drawn(name, RESULTS), (FIGURES / f"{name}.svg").read_text("utf-8")))

@@ -221,7 +221,7 @@ def one_step():
 
 def induction_head():
     """Two trained heads: one looks from the token after T at T, the other from T at that token."""
-    model, _ = induction.train(0, **induction.FULL, watch=induction.progress)
+    model = induction.trained(0, **induction.FULL)
     context, (place,), _ = induction.texts(np.random.default_rng(3), 1, 12)
     tokens, pieces = induction.asked(context)[0], []
     weights = induction.attention_weights(model, tokens)
@@ -238,16 +238,19 @@ def induction_head():
 
 PICTURES = {picture.__name__: picture for picture in (
     context_to_weights, causal_matrix, number_line, layers, one_step, induction_head)}
+RULES = "least squares", "Attention Matching", "merged, attended", "most attended kept", "last kept"
 CHARTS = {  # a table in docs/results.md, as for `panels`; the rest as for `chart`
     "deeper_layers": (("Deeper", "K", ("GD", "GD++")), "loss", "layers K", (0, 0.5, 1, 1.5, 2)),
     "softmax_conversion": (
         ("Softmax", "sharpness", ("dropped", "random", "kept", "fitted"), "sharpness"),
         "error, sharpness {}", "features m", (0, 0.25, 0.5, 0.75, 1)),
-    "benefit_kept": (("stories15M", "kept, %", ("merged, attended", "most attended kept",
-                                                "merged, farthest", "last kept")),
-                     "percent of the benefit kept", "rows per head", (0, 25, 50, 75, 100), 200),
-    "cost_of_a_prompt": (("Speed", "context", ("in front", "converted")), "time / alone",
-                         "tokens of context", (0.1, 1, 10, 100, 1000)),
+    "benefit_kept": (("stories15M", "KL kept, %", RULES), "stories15M: KL kept, %",
+                     "rows per head", (0, 25, 50, 75, 100), 200),
+    "few_shot_accuracy": (("SmolLM2", "in percent of that", ("least squares, by keys", *RULES[:4])),
+                 "% of the accuracy in context", "rows per head", (0, 25, 50, 75, 100, 125), 235),
+    "cost_of_a_prompt": (
+        ("Speed", "context", ("in front", "converted")), "time of a prompt / its time alone",
+        "tokens of context", (0.1, 1, 10, 100, 1000)),
 }
 
 
