@@ -7,109 +7,84 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import draw
+import numpy as np
 import pytest
-import svg
+import trained_induction
 
 FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-FILES = sorted(FIGURES.glob("*.svg"))
-TABLES = (draw.deeper_layers, draw.softmax_conversion, draw.error_by_length, draw.cost_of_a_prompt,
-          draw.table1)
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-STORIES = """## A model that was trained: stories15M
-
+RESULTS, NAMES = (FIGURES.parent / "results.md").read_text("utf-8"), [*draw.PICTURES, *draw.CHARTS]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
+RULES = """## A model that was trained
 ```text
-kept, %                  m = 8   m = 16   m = 32   m = 64      all
-merged, farthest keys      29%      55%      75%      93%     100%
-last m tokens            51±2%    73±2%    77±2%    88±1%   100±0%
-random                                                 0%
+kept, %            m = 8      m = 16     all
+fitted        29.1±0.20%  55.2±0.10%    100%
+last kept   -1,051 ± 2.1           7    100%
+random                         1e-05
 ```
 """
 
 
-def drawn(picture):
-    return svg.svg(picture.__doc__, *picture())
-
-
 def words(file):
-    return ["".join(element.itertext()) for element in ET.fromstring(file).findall(".//{*}text")]
+    return ["".join(word.itertext()) for word in ET.fromstring(file).findall(".//{*}text")]
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """A function that puts another text in the place of docs/results.md."""
-    monkeypatch.setattr(draw, "HERE", tmp_path / "figures")
-    return lambda document: (tmp_path / "results.md").write_text(document, "utf-8")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_committed_picture_is_what_the_script_draws(name, monkeypatch):
+    model, shades = trained_induction.random_model(np.random.default_rng(0)), "$^"
+    if name == "induction_head":  # its model takes two minutes: untrained, all but the shades
+        monkeypatch.setattr(trained_induction, "trained", lambda *_, **__: model)
+        shades = 'fill-opacity=".*?"'
+    file, committed = (re.sub(shades, "", text) for text in (
+        draw.drawn(name, RESULTS), (FIGURES / f"{name}.svg").read_text("utf-8")))
+    assert NUMBER.sub("#", file) == NUMBER.sub("#", committed) and words(file) == words(committed)
+    numbers, theirs = (np.array(NUMBER.findall(text), float) for text in (file, committed))
+    assert abs(numbers - theirs).max() < 0.02  # versions of NumPy differ in last digits
 
 
-@pytest.mark.parametrize("picture", draw.PICTURES, ids=lambda picture: picture.__name__)
-def test_a_committed_picture_is_what_the_script_draws(picture):
-    path = FIGURES / f"{picture.__name__}.svg"
-    try:
-        file = drawn(picture)
-    except LookupError:
-        assert not path.exists(), "drawn from a table that docs/results.md does not have"
-        return
-    committed = path.read_text("utf-8")
-    assert NUMBER.sub("#", file) == NUMBER.sub("#", committed)
-    # versions of NumPy differ in last digits, and the files round pixels and shades to 0.001
-    assert [*map(float, NUMBER.findall(file))] == pytest.approx(
-        [*map(float, NUMBER.findall(committed))], rel=0, abs=0.02)
-
-
-def test_the_script_draws_every_picture_that_is_there():
-    assert {path.stem for path in FILES} <= {picture.__name__ for picture in draw.PICTURES}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_picture_says_what_it_shows_fits_a_page_and_loads_nothing(path):
-    file = path.read_text("utf-8")
-    root = ET.fromstring(file)
+@pytest.mark.parametrize("path", [*FIGURES.glob("*.svg")], ids=lambda path: path.stem)
+def test_a_picture_is_drawn_by_the_script_says_what_it_shows_fits_a_page_and_loads_nothing(path):
+    assert path.stem in NAMES
+    root = ET.fromstring(file := path.read_text("utf-8"))
     width, height = map(int, root.get("viewBox").split()[2:])
-    assert width == int(root.get("width")) <= 838
-    assert len(root.findtext("{*}title")) > 10 and len(root.findtext("{*}desc")) > 10
+    assert width <= 838 and min(len(root.findtext("{*}" + a)) for a in ("title", "desc")) > 10
     assert set(re.findall(r"(?:url\(|href=|src=|@import)[^);]*", file)) <= {"url(#tip"}
     assert "prefers-color-scheme:dark" in file and "font:17px" in file
-    letters = root.findall(".//{*}text")
-    assert letters
-    for element in letters:
-        assert 0 < float(element.get("x")) < width and 0 < float(element.get("y")) < height
+    for at in root.findall(".//{*}text"):
+        assert 0 < float(at.get("x")) < width and 0 < float(at.get("y")) < height
 
 
-@pytest.mark.parametrize("picture", TABLES, ids=lambda picture: picture.__name__)
-def test_other_numbers_in_the_table_give_another_picture(picture, results):
-    document = (FIGURES.parent / "results.md").read_text("utf-8")
-    results(document)
-    before = drawn(picture)
-    results(re.sub(r"\.\d", ".7", document))
-    assert drawn(picture) != before
-    results("# Results\n\n## Speed\n\n## Table 1\n")
+@pytest.mark.parametrize("name", draw.CHARTS)
+def test_a_chart_shows_all_of_its_table_and_other_numbers_give_another_one(name):
+    table, _, _, marks, *_ = draw.CHARTS[name]
+    for curves in draw.panels(RESULTS, *table).values():
+        assert all(marks[0] <= y <= marks[-1] for a in curves.values() for y in a.values())
+    assert draw.drawn(name, re.sub(r"\.\d", ".7", RESULTS)) != draw.drawn(name, RESULTS)
     with pytest.raises(LookupError, match="no such table"):
-        drawn(picture)
+        draw.drawn(name, "# Results\n\n## Speed\n\n## Deeper layers\n")
 
 
-def test_a_table_of_rules_against_m_is_read_with_gaps_percent_signs_and_deviations(results):
-    results(STORIES)
-    assert draw.results("stories15M", "kept, %") == {"": {
-        "merged, farthest keys": {"m = 8": 29, "m = 16": 55, "m = 32": 75, "m = 64": 93,
-                                  "all": 100},
-        "last m tokens": {"m = 8": 51, "m = 16": 73, "m = 32": 77, "m = 64": 88, "all": 100},
-        "random": {"m = 64": 0}}}
-    found = words(drawn(draw.benefit_kept))
-    assert {"merged, farthest keys", "last m tokens", "8", "64", "all"} <= {*found}
+def test_a_table_of_rules_against_m_is_read_with_gaps_percent_signs_and_deviations():
+    assert draw.panels(RULES, "trained", "kept, %", ("last kept", "fitted", "random")) == {None: {
+        "last kept": {8: -1051, 16: 7}, "fitted": {8: 29.1, 16: 55.2}, "random": {16: 1e-5}}}
+    with pytest.raises(LookupError, match="fitted, gone"):
+        draw.panels(RULES, "trained", "kept, %", ("fitted", "gone"))
 
 
-def test_equal_ratios_are_equal_distances_on_a_logarithmic_scale_and_equal_differences_on_another():
-    for log, line in ("xy", {1: 0.1, 10: 1, 100: 10}), ("", {1: 3, 2: 5, 3: 7}):
-        _, *pieces = svg.chart({"": {"line": line}}, "", "", log=log)
-        curve, = (piece for piece in pieces if 'class="curve' in piece)
-        points = re.search('points="(.*?)"', curve)[1].split()
-        x, y = zip(*(map(float, point.split(",")) for point in points))
-        assert x[1] - x[0] == pytest.approx(x[2] - x[1]) and x[1] > x[0]
-        assert y[1] - y[0] == pytest.approx(y[2] - y[1]) and y[1] < y[0]
+@pytest.mark.parametrize("marks, a", [
+    ((0.1, 1, 10), {1: 0.1, 10: 1, 100: 10}), ((0, 5, 10), {1: 1, 2: 4, 3: 7})])
+def test_equal_ratios_are_equally_far_on_a_logarithmic_axis_and_equal_differences_else(marks, a):
+    _, pieces = draw.chart({None: {"line": a}}, "", "", marks)
+    points = re.search('class="curve.*?points="(.*?)"', "".join(pieces))[1].split()
+    (dx, dy), (ex, ey) = np.diff([[float(a) for a in point.split(",")] for point in points], axis=0)
+    assert dx == pytest.approx(ex) and dy == pytest.approx(ey) and dx > 0 > dy
 
+
+def test_the_rows_of_the_first_picture_add_up_to_the_logits_on_both_sides():
+    found = words(draw.drawn("context_to_weights", ""))
+    bars = [word for word in found if re.fullmatch(r"\w+ \d", word)]
+    sums = [word for word in found if word.isdigit()][-4:]
+    assert bars[:4] == bars[4:] and [bar[-1] for bar in bars[:4]] == sums
 
 
 def test_help_says_what_the_script_does_and_draws_nothing():
-    command = [sys.executable, FIGURES / "draw.py", "--help"]
-    done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
-    assert "pictures" in done.stdout
+    assert b"pictures" in subprocess.check_output([sys.executable, FIGURES / "draw.py", "--help"])
