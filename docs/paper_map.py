@@ -1,18 +1,15 @@
-"""The table of every public function in paper_map.md, from the modules' own docstrings.
+"""The links and the table of functions in docs/paper_map.md, from the two modules themselves.
 
-    python docs/paper_map.py        writes it anew
+    python docs/paper_map.py        after each change of the modules: writes them anew
 
-What to copy with a function are the names of the two modules that its code uses, and what those
-use, beside `check_shapes`, whose line may be left out; a function that needs more than three is
-better used from its file.
+What to copy with a function are the names of the modules that its code uses, and what those use.
 """
-
 import argparse
 import dis
 import inspect
 import re
 import sys
-import types
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,64 +19,52 @@ import linear_transformer
 EVERYTHING = vars(linear_transformer) | vars(iclca_ref)
 OWN = {name: value for name, value in EVERYTHING.items()
        if getattr(value, "__module__", None) in ("linear_transformer", "iclca_ref")}
-METHODS = {f"{name}.{method}": getattr(f, "__func__", f) for name, value in OWN.items()
-           if inspect.isclass(value) for method, f in vars(value).items()
-           if getattr(getattr(f, "__func__", f), "__module__", "") == value.__module__}
 PAGE = Path(__file__).with_name("paper_map.md")
+TABLE = "| function | copy with it |\n|---|---|\n"
 
 
-def mentions(code):
-    """The global names in a piece of code and the functions inside it, and attributes as .name."""
-    names = {i.argval if i.opname == "LOAD_GLOBAL" else f".{i.argval}"
-             for i in dis.get_instructions(code)
-             if i.opname in ("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD")}
-    return names.union(*(mentions(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+def mentions(code):   # the global names in it and in all that it defines, and attributes as .name
+    names = {i.argval if i.opname in ("LOAD_GLOBAL", "LOAD_NAME") else f".{i.argval}"
+             for i in dis.get_instructions(code) if i.opname.startswith("LOAD_")}
+    return names.union(*(mentions(c) for c in code.co_consts if inspect.iscode(c)))
 
 
-def uses(name):
-    """What the function, class or method `name` mentions of the modules, defaults included."""
-    value = METHODS.get(name) or OWN[name]
-    if inspect.isclass(value):
-        defaults, names = getattr(value, "_field_defaults", {}).values(), set()
-    else:
-        defaults, names = value.__defaults__ or (), mentions(value.__code__)
-    names = names | {d.__name__ for d in defaults if inspect.isfunction(d)}
-    return names & OWN.keys() | {m for m in METHODS if f".{m.split('.')[1]}" in names}
+@cache
+def uses(name):   # what it mentions of the modules; of Bias only the methods in use count
+    names = set() if name == "Bias" else mentions(compile(inspect.getsource(OWN[name]), "", "exec"))
+    return names & OWN.keys() | ({"rotate_at"} if ".turned" in names else set())
 
 
 def needs(name):
-    """The names that `name` needs, those that these need, ...; of classes the methods in use."""
-    found, new = set(), {name}
+    """The names that `name` needs, those that these need, ..., and `check_shapes`."""
+    found, new = {"check_shapes"}, {name}
     while new:
         found |= new
         new = set().union(*map(uses, new)) - found
-    return found - {name} - METHODS.keys()
+    return found - {name}
 
 
-def in_order(names):
-    """The names in the order in which the modules define them."""
-    return sorted(names, key=lambda n: (OWN[n].__module__ != "linear_transformer",
-                                        inspect.getsourcelines(OWN[n])[1]))
+def in_order(names):   # as the modules define them
+    return sorted(names, key=lambda n: (OWN[n].__module__ != "linear_transformer", line(n)))
 
 
-def source(name):
-    """Where the docstring says that it comes from: what follows "Source:" in its paragraph."""
-    found = re.search(r"Source:(.*?)\.?(\n\n|$)", inspect.getdoc(OWN[name]) or "", re.S)
-    return " ".join(found[1].split()) if found else ""
+@cache
+def line(name):
+    return inspect.getsourcelines(OWN[name])[1]
 
 
-def table():
-    """The table, in Markdown."""
-    rows = ["| function | file | source | copy with it |", "|---|---|---|---|"]
-    for name in in_order(n for n in OWN if inspect.isfunction(OWN[n]) and not n.startswith("_")):
-        others, module = in_order(needs(name) - {"check_shapes"}), OWN[name].__module__
+def page(text):
+    """The page with its table of functions, and each `name` of the modules linked to its line."""
+    text = text.split(TABLE)[0] + TABLE
+    for name in in_order(n for n in OWN if inspect.isfunction(OWN[n]) and n[0] != "_"):
+        others, one_file = in_order(needs(name) - {"check_shapes"}), {OWN[name].__module__}
         copied = ", ".join(f"`{o}`" for o in others) if len(others) <= 3 else \
-            "the file" if {OWN[o].__module__ for o in others} <= {module} else "both files"
-        rows.append(f"| `{name}` | {module}.py | {source(name)} | {copied or 'nothing'} |")
-    return "\n".join(rows)
+            "the file" if {OWN[o].__module__ for o in others} <= one_file else "both files"
+        text += f"| `{name}` | {copied or 'nothing'} |\n"
+    return re.sub(r"\[?`(\w+)`(?:\]\(\.\./\w+\.py#L\d+\))?", lambda m: m[0] if m[1] not in OWN else
+                  f"[`{m[1]}`](../{OWN[m[1]].__module__}.py#L{line(m[1])})", text)
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
-    head, _ = PAGE.read_text("utf-8").split("| function | file |", 1)
-    PAGE.write_text(head + table() + "\n", "utf-8", newline="\n")
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8", newline="\n")
