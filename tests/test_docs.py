@@ -124,8 +124,7 @@ def test_no_formula_has_what_github_mangles(document):
         assert not re.search(r"\\[^A-Za-z\s]", formula[1]), formula[0]
         around = text[formula.start() - 1] + text[formula.end():formula.end() + 1]
         assert not re.search(r"[\w'’]", around), formula[0]
-        assert formula[1].count("{") == formula[1].count("}"), formula[0]
-        assert formula[1].strip() == formula[1], formula[0]
+        assert formula[1].count("{") == formula[1].count("}") and formula[1].strip() == formula[1]
 
 
 def test_the_readme_fits_ninety_lines():
