@@ -25,7 +25,7 @@ so are the symbols, with
 
 Chen et al., ICML 2024 (arXiv 2406.02847); Dai et al. 2022 (2212.10559); Irie et al. 2022; Aizerman
 et al. 1964; von Oswald et al., ICML 2023 (2212.07677); Dherin et al. 2025 (2507.16003). "Review":
-the summary of the dual form that docs/paper_map.md describes.
+the four lines of the dual form (Irie et al.; Dai et al. §3), docs/derivation.md, section 10.
 """
 
 from typing import NamedTuple
