@@ -13,8 +13,8 @@ from linear_transformer import Bias
 def checked(arrays, model=None):
     """The biases among arrays named kv_0, d_0, kv_1, ...: a list of one Bias per layer.
 
-    Raises ValueError unless all are plain arrays, and these finite kv (..., d_k, d_v), d (..., d_k)
-    of one type, float32 or float64; with a model its type, and kv (heads, d_k, d_v).
+    Raises ValueError unless they are plain: finite kv (..., d_k, d_v), d (..., d_k) of one type,
+    float32 or float64, and those of the model if there is one.
     """
     for name, a in arrays.items():
         if not re.fullmatch(r"(kv|d)_\d{1,4}|[a-z]{1,40}", name) or a.dtype.kind not in "biufU":
@@ -26,8 +26,7 @@ def checked(arrays, model=None):
     biases = [Bias(arrays[f"kv_{i}"], arrays[f"d_{i}"]) for i in range(n)]
     for i, (kv, d) in enumerate(biases):
         got = f"layer {i} has kv {kv.dtype} {kv.shape} and d {d.dtype} {d.shape}"
-        if (kv.ndim < 2 or kv.shape[:-1] != d.shape or kv.dtype != d.dtype
-                or kv.dtype not in (np.float32, np.float64)):
+        if kv.ndim < 2 or kv.shape[:-1] != d.shape or not kv.dtype == d.dtype in ("f4", "f8"):
             raise ValueError(f"{got}, which is no Bias of float32 or float64")
         if not (np.isfinite(kv).all() and np.isfinite(d).all()):
             raise ValueError(f"{got}, with numbers that are not finite")
@@ -38,7 +37,7 @@ def checked(arrays, model=None):
 
 
 def ordinary(path):
-    """The path. Raises OSError if what is there is a folder, a pipe, a device: no ordinary file."""
+    """The path. Raises OSError if there is a folder, a pipe, a device."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not an ordinary file")
     return path

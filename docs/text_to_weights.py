@@ -122,17 +122,6 @@ def saved(arrays):
     return model, checked(arrays, model), words, length
 
 
-def converted(ask, text, words, name, room):
-    """The model for a text's tokens and as many more, at least 64, and what it makes of them."""
-    model = affordable(len(words), len(text) + max(64, room), ask.n_gram)
-    if len(text) > 500:
-        print(f"... reading {name}, {len(words):,} of them different", file=sys.stderr, flush=True)
-    biases = iclca(model, text)
-    if ask.save is not None:
-        save_biases(ask.save, biases, words=words, length=len(text))
-    return model, biases
-
-
 def prepare(ask):
     """Model, biases, words, the text's tokens (none after --load), the prompts, the text's name."""
     text, prompts, name = [], list(map(split_words, ask.prompt or [])), ask.load or ""
@@ -146,8 +135,13 @@ def prepare(ask):
     room = max(map(len, prompts)) + ask.generate
     if not all(prompts):
         raise ValueError("a prompt needs at least one word")
-    if text:
-        model, biases = converted(ask, text, words, name, room)
+    if ask.load is None:    # a model for the text and as many tokens more, at least 64
+        model = affordable(len(words), length + max(64, room), ask.n_gram)
+        if length > 500:
+            print(f"... reading {name}, {len(words):,} of them different", file=sys.stderr)
+        biases = iclca(model, text)
+    if ask.save is not None:
+        save_biases(ask.save, biases, words=words, length=length)
     if length + room > model.max_length:
         raise ValueError(f"there is room for {model.max_length - length:,} words after the text")
     return model, biases, words, text, prompts, os.path.basename(name)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +21,9 @@ from pretrained.decoding import cached_attend, continuation, sampler
 MERGES = [*zip(["l", "lo", "Ġ", "e", "low", "o", "r"], ["o", "w", "low", "r", "er", "w", "e"])]
 TOKENIZER = gpt2.tokenizer_of(MERGES)
 CONFIG = dict(vocab_size=264, n_positions=40, n_embd=8, n_layer=2, n_head=2)
-normal, TENSORS = np.random.default_rng(0).standard_normal, {}
-gpt2.build(lambda name, *n: TENSORS.setdefault(name, normal(n, "f") / 2), *CONFIG.values())
+rng, TENSORS = np.random.default_rng, {}
+gpt2.build(lambda name, *n: TENSORS.setdefault(
+    name, rng(len(TENSORS)).standard_normal(n, "f") / 2), *CONFIG.values())
 
 
 def packed(tensors, **false_wpe):
@@ -38,23 +40,22 @@ FILES = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": MODEL,
          "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, MERGES), ""]).encode(),
          "vocab.json": json.dumps(TOKENIZER.ids).encode()}
 with tempfile.TemporaryDirectory() as folder:
-    llama2c.write_tiny(Path(folder), np.random.default_rng(0))
-    gguf.write_tiny(Path(folder, "tiny.gguf"), np.random.default_rng(0))
+    llama2c.write_tiny(Path(folder), rng(0))
+    gguf.write_tiny(Path(folder, "tiny.gguf"), rng(0))
     FILES |= {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 TINY, STORIES, TOKENS = (FILES[name] for name in ("tiny.gguf", "stories15M.bin", "tokenizer.bin"))
+NAN, PAIR = struct.pack("<f", np.nan), b"general.file_type"
 
 
 def loaded(name, content=None, *dtype):
     """What is read of the format that has a file of this name, if it holds this content."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        for file, sound in FILES.items():
-            path.with_name(file).write_bytes(sound)
-        path.write_bytes(FILES[name] if content is None else content)
+        for file, sound in (FILES | ({} if content is None else {name: content})).items():
+            Path(folder, file).write_bytes(sound)
         if "bin" in name:
-            return (llama2c.read_model(path.with_name("stories15M.bin"), *dtype),
-                    llama2c.read_tokens(path.with_name("tokenizer.bin"), 264))
-        return gguf.read(path, *dtype) if "gguf" in name else gpt2.read(folder)
+            return (llama2c.read_model(Path(folder, "stories15M.bin"), *dtype),
+                    llama2c.read_tokens(Path(folder, "tokenizer.bin"), 264))
+        return gguf.read(Path(folder, name), *dtype) if "gguf" in name else gpt2.read(folder)
 
 
 def number(key, new, kind="I"):
@@ -63,18 +64,11 @@ def number(key, new, kind="I"):
     return TINY[:at] + struct.pack("<" + kind, new) + TINY[at + 4:]
 
 
-def more(key, whole=TINY):
-    """A .gguf with one more pair in its metadata, so long that the tensors are still aligned."""
-    pair = struct.pack(f"<Q{len(key)}sIQ", len(key), key, 8, n := -(20 + len(key)) % 32)
-    n_pairs = struct.pack("<Q", struct.unpack_from("<Q", whole, 16)[0] + 1)
-    return whole[:16] + n_pairs + pair + b"x" * n + whole[24:]
-
-
 WRONG = [("config.json", json.dumps(CONFIG | change).encode(), message) for change, message in (
     (dict(n_head=3), "n_head"), (dict(n_embd="8"), "sizes"), (dict(n_layer=0), "its sizes"),
     (dict(n_layer=1), "h.1.*no place"), (dict(n_layer=10**9), "h.2.attn.c_attn.weight must"),
-    (dict(layer_norm_epsilon=np.nan), "epsilon"), (dict(layer_norm_epsilon=-1e-5), "epsilon"),
-    (dict(activation_function="relu"), "gelu_new"), (dict(vocab_size=257), "vocab_size"))]
+    (dict(layer_norm_epsilon=np.nan), "epsilon"), (dict(vocab_size=257), "vocab_size"),
+    (dict(activation_function="relu"), "gelu_new"))]
 WRONG += [("model.safetensors", content, message) for content, message in (
     (MODEL + b"x", "truncated"), (MODEL[:-1], "truncated"), (MODEL[:99], "truncated"),
     (b"\xff" * 8 + MODEL[8:], "a header of 18446744073709551615 bytes"),
@@ -90,160 +84,125 @@ WRONG += [("tiny.gguf", TINY.replace(old, new), message) for old, new, message i
     (b"GGUF\3", b"GGUF\1", "version 2 or 3"), (b"\0llama\x14", b"\0qwen2\x14", "must be llama"),
     (b"smollm", b"smallm", "smallm"), (b"h e", b"h z", "merges"), (b"h e", b"h h", "merges"),
     (b"\1" + bytes(7) + b"b", b"\1" + bytes(7) + b"a", "all different"),
-    (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "twice"))]
+    (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "twice"),
+    (PAIR, b"general.alignment", "alignment is 0"), (PAIR, b"llama.block_count", "twice"),
+    (PAIR, b"llama.expert_used", "expert_used"))]
 WRONG += [("tiny.gguf", content, message) for content, message in (
-    (TINY[:-32], "truncated"), (TINY + b"x", "too long"),
+    (TINY[:-32], "truncated"), (TINY + b"x", "too long"), (TINY[:-4] + NAN, "no numbers"),
     (TINY[:8] + b"\xff" * 8 + TINY[16:], "18446744073709551615 tensors"),
     (number(b"block_count", 1), "no place"), (number(b"block_count", 10**9), "blk.2"),
     (number(b"embedding_length", 64), "have the shape"), (number(b"head_count", 3), "3, 2 heads"),
     (number(b"head_count_kv", 3), "4, 3 heads"), (number(b"head_count_kv", 0), "sizes"),
     (number(b"0.attn_norm.weight\1\0\0\0 " + bytes(7), 32), "bytes off its place"),
-    (number(b"freq_base", np.nan, "f"), "base"), (number(b"rms_epsilon", -1, "f"), "epsilon"),
-    (more(b"llama.rope.scaling.type"), "rope.scaling"), (more(b"llama.expert_count"), "expert_"),
-    (more(b"general.alignment"), "alignment"), (more(b"general.architecture"), "twice"),
-    (TINY[:-4] + b"\0\0\xc0\x7f", "no numbers"))]
-WRONG += [("stories15M.bin", struct.pack("<7i", *sizes) + STORIES[28:], "no model")
-          for sizes in ((16, 24, 2, 2, 2, 263, 256), (16, 24, 10**9, 2, 2, 264, 256), (0,) * 7,
-                        (16, 24, 2, 2, 1, 264, 256), (16, 24, 2, 16, 16, 264, 256),
-                        (-16, 24, 2, 2, 2, 264, 256))]
-NAN = struct.pack("<f", np.nan)
+    (number(b"freq_base", np.nan, "f"), "base"), (number(b"rms_epsilon", -1, "f"), "epsilon"))]
+WRONG += [("stories15M.bin", struct.pack("<7i", *sizes) + STORIES[28:], "no model") for sizes in (
+    (16, 24, 2, 2, 2, 263, 256), (16, 24, 10**9, 2, 2, 264, 256), (16, 24, 2, 2, 1, 264, 256),
+    (16, 24, 2, 16, 16, 264, 256), (-16, 24, 2, 2, 2, 264, 256))]
 WRONG += [("stories15M.bin", STORIES[:400] + NAN + STORIES[404:], "finite"),
           ("tokenizer.bin", TOKENS[:4] + NAN + TOKENS[8:], "score nan"),
+          ("tokenizer.bin", TOKENS[:-9], "requires a buffer"),
           *(("tokenizer.bin", content, "no tokenizer of 264") for content in (
-              TOKENS + b"x", TOKENS.replace(b"\1\0\0\0T", b"\1\0\0\0o"),
-              struct.pack("<i", 5) + TOKENS[4:], TOKENS[:4]))]
+              TOKENS + b"x", TOKENS.replace(b"\1\0\0\0T", b"\1\0\0\0o"), b"\5" + TOKENS[1:]))]
 
 
-@pytest.mark.parametrize("case", range(len(WRONG)))
-def test_a_file_that_is_not_sound_is_refused_with_its_name_and_the_reason(case):
-    name, content, message = WRONG[case]
+@pytest.mark.parametrize("name, content, message", WRONG, ids=range(len(WRONG)))
+def test_a_file_that_is_not_sound_is_refused_with_its_name_and_the_reason(name, content, message):
     with pytest.raises(ValueError, match=f"({name}|model.safetensors).*{message}"):
         loaded(name, content)
 
 
-@pytest.mark.parametrize("name, limits", [
-    ("tiny.gguf", [30, 700, 7000, 32000]), ("stories15M.bin", [28]), ("tokenizer.bin", [3000]),
-    ("model.safetensors", [2000]), *((name, [len(FILES[name])]) for name in [*FILES][2:4])])
+@pytest.mark.parametrize("name", FILES)
 @settings(max_examples=40)
-@given(data=st.data())
-def test_a_damaged_file_is_refused_with_its_name_or_gives_finite_numbers(name, limits, data):
-    whole, at = FILES[name], data.draw(st.integers(0, data.draw(st.sampled_from(limits))))
-    new = data.draw(st.binary(max_size=3) | st.sampled_from(
-        [struct.pack("<Q", n) for n in (0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)]))
+@given(st.floats(0, 1), st.integers(0, 9), st.binary(max_size=3) | st.sampled_from(
+    [struct.pack("<Q", n) for n in (0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)]))
+def test_a_damaged_file_is_refused_with_its_name_or_gives_finite_numbers(name, place, lost, new):
+    whole, at = FILES[name], int(len(FILES[name]) * place ** 4)    # mostly in the header
     try:
-        model, tokens, *_ = loaded(name, data.draw(st.sampled_from([
-            whole[:at], whole[:at] + new + whole[at + len(new):],
-            whole[:at] + new + whole[at + data.draw(st.integers(0, 9)):]])))
+        model, tokens, *_ = loaded(name, whole[:at] + new + whole[at + lost:])
     except ValueError as error:
         assert name in str(error)
     else:
         assert all(np.isfinite(a).all() for layer in model.layers for a in layer)
         assert len(model.embed) == len(tokens if "bin" in name else tokens.ids)
-        if [*FILES].index(name) < 4:    # what says all twice changes no answer
-            same = np.array_equal(*(forward(m, [5, 6, 7], attend=softmax_attend)[0]
-                                    for m in (model, loaded("config.json")[0])))
-            assert tokens == TOKENIZER and (same or len(model.layers[0].w_q) != 2)    # n_head
 
 
 # ---- The models, written a second time from their descriptions ----------------------------------
 
+def attended(q, k, v):
+    p = np.tril(np.exp(q @ k.T / k.shape[1] ** 0.5))
+    return p @ v / p.sum(axis=1, keepdims=True)
+
+
 def llama(w, ids, heads, kv_heads, base, eps):
-    """The last logits, by loops over positions and heads; w(name) is a matrix as it is stored."""
+    """The logits, head by head, in float64; w(name) is a matrix as it is stored."""
     def norm(x, gain):
-        return gain * x / np.sqrt(np.mean(x * x) + eps)
+        return gain * x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
-    def turn(x, position):
-        pairs = (x[0::2] + 1j * x[1::2]) * np.exp(
-            1j * position * base ** -(np.arange(0, len(x), 2) / len(x)))
-        return np.stack([pairs.real, pairs.imag], axis=-1).ravel()
+    def turned(x):
+        turns = np.exp(1j * np.outer(np.arange(len(x)), base ** -(np.arange(0, n, 2) / n)))
+        return ((x[:, 0::2] + 1j * x[:, 1::2]) * turns).view(float)
 
-    stream, n = [w("embed")[i] for i in ids], len(w("q", 0)) // heads
+    x, n = w("token_embd")[ids], len(w("attn_q", 0)) // heads
     for i in 0, 1:
-        h, new = [norm(x, w("gain_1", i)) for x in stream], []
-        for t, x in enumerate(stream):
-            out = []
-            for head in range(heads):
-                group = head * kv_heads // heads
-                a, b = slice(n * head, n * head + n), slice(n * group, n * group + n)
-                q = turn((w("q", i) @ h[t])[a], t)
-                scores = np.exp([q @ turn((w("k", i) @ h[s])[b], s) / n ** 0.5
-                                 for s in range(t + 1)])
-                out.append(sum(p * (w("v", i) @ h[s])[b]
-                               for s, p in enumerate(scores / scores.sum())))
-            x = x + w("o", i) @ np.concatenate(out)
-            y = norm(x, w("gain_2", i))
-            gate = w("gate", i) @ y
-            new.append(x + w("down", i) @ (gate / (1 + np.exp(-gate)) * (w("up", i) @ y)))
-        stream = new
-    return w("unembed") @ norm(stream[-1], w("gain"))
+        h = norm(x, w("attn_norm", i))
+        for head in range(heads):
+            a, b = (slice(n * j, n * j + n) for j in (head, head * kv_heads // heads))
+            q, k, v = (h @ w("attn_" + c, i)[s].T for c, s in (("q", a), ("k", b), ("v", b)))
+            x = x + attended(turned(q), turned(k), v) @ w("attn_output", i)[:, a].T
+        h = norm(x, w("ffn_norm", i))
+        gate = h @ w("ffn_gate", i).T
+        x = x + gate / (1 + np.exp(-gate)) * (h @ w("ffn_up", i).T) @ w("ffn_down", i).T
+    return norm(x, w("output_norm")) @ w("token_embd").T
 
 
-def test_llama2cs_file_is_read_as_its_description_says():
-    sizes = dict(embed=(264, 16), gain_1=(2, 16), q=(2, 16, 16), k=(2, 16, 16), v=(2, 16, 16),
-                 o=(2, 16, 16), gain_2=(2, 16), gate=(2, 24, 16), down=(2, 16, 24), up=(2, 24, 16),
-                 gain=(16,))
-    raw = np.frombuffer(STORIES, "<f4")[7:].astype(float)
-    places = np.cumsum([0] + [np.prod(shape) for shape in sizes.values()])
-    arrays = {name: raw[at:at + np.prod(shape)].reshape(shape)
-              for at, (name, shape) in zip(places, sizes.items())}
-    arrays["unembed"], ids = arrays["embed"], [1, 260, 17, 99, 4]
-    logits = forward(loaded("stories15M.bin", None, float)[0], ids, attend=softmax_attend)[0][-1]
-    expected = llama(lambda name, *i: arrays[name][i], ids, 2, 2, 1e4, 1e-5)
-    np.testing.assert_allclose(logits, expected, rtol=1e-10, atol=1e-12)
+def matrix(shape, kind, place, file=TINY):
+    """The weights of a .gguf at this place, in float64."""
+    block, n = {0: (4, 1), 1: (2, 1), 2: (18, 32), 3: (20, 32), 8: (34, 32)}[kind]
+    raw = np.ndarray((np.prod(shape) // n, block), "u1", file, place)
+    if kind < 2:
+        return raw.view(["<f4", "<f2"][kind]).reshape(shape).astype(float)
+    (d, m), q = raw[:, :4].view("<f2").astype(float).T[..., None], raw[:, -16:]
+    q = np.hstack([q % 16, q // 16]) if kind < 8 else raw[:, 2:].view("i1")
+    return (d * q + m if kind == 3 else d * (q - 8.0 * (kind == 2))).reshape(shape)
 
 
-def matrices(path, data):
-    """{name: matrix} of a .gguf, each weight by itself, as the format says."""
+def test_the_files_of_llamas_are_read_as_their_descriptions_say(tmp_path):
+    stories, at = {}, 28
+    for name, *shape in (
+            ("token_embd", 264, 16), ("attn_norm", 2, 16), ("attn_q", 2, 16, 16),
+            ("attn_k", 2, 16, 16), ("attn_v", 2, 16, 16), ("attn_output", 2, 16, 16),
+            ("ffn_norm", 2, 16), ("ffn_gate", 2, 24, 16), ("ffn_down", 2, 16, 24),
+            ("ffn_up", 2, 24, 16), ("output_norm", 16)):
+        stories[name] = matrix(shape, 0, at, STORIES)
+        at += 4 * stories[name].size
+    (path := tmp_path / "x.gguf").write_bytes(TINY)
     with path.open("rb") as file:
-        tensors = gguf.read_header(file)[1]
-
-    def weight(kind, place, i):
-        def take(code, at):
-            return struct.unpack_from("<" + code, data, place + i // n * size + at)[0]
-
-        size, n = {0: (4, 1), 1: (2, 1), 2: (18, 32), 3: (20, 32), 8: (34, 32)}[kind]
-        if kind < 2:
-            return take("fe"[kind], 0)
-        d, j = take("e", 0), i % n
-        if kind == 8:
-            return d * take("b", 2 + j)
-        nibble = take("B", size - 16 + j % 16) >> j // 16 * 4 & 15
-        return d * nibble + take("e", 2) if kind == 3 else d * (nibble - 8)
-
-    return {name: np.array([weight(kind, place, i) for i in range(np.prod(shape))]).reshape(shape)
-            for name, (shape, kind, place) in tensors.items()}
-
-
-def test_a_gguf_is_read_as_its_description_says(tmp_path):
-    (tmp_path / "x.gguf").write_bytes(TINY)
-    arrays, ids = matrices(tmp_path / "x.gguf", TINY), [0, 260, 17, 99, 4]
-    names = dict(gain_1="attn_norm", q="attn_q", k="attn_k", v="attn_v", o="attn_output",
-                 gain_2="ffn_norm", gate="ffn_gate", up="ffn_up", down="ffn_down",
-                 embed="token_embd", unembed="token_embd", gain="output_norm")
-    expected = llama(lambda name, *i: arrays[
-        (f"blk.{i[0]}." if i else "") + names[name] + ".weight"], ids, 4, 2, 1e5, 1e-5)
-    logits, low = (forward(loaded("tiny.gguf", None, dtype)[0], ids, attend=softmax_attend)[0]
-                   for dtype in (np.float64, np.float32))
-    np.testing.assert_allclose(logits[-1], expected, rtol=1e-5, atol=1e-6)   # d q + m in float32
-    assert low.dtype == np.float32 and abs(low - logits).max() < 1e-4
+        tiny = {name: matrix(*what) for name, what in gguf.read_header(file)[1].items()}
+    ids = [0, 260, 17, 99, 4]
+    for name, sizes, w in (
+            ("stories15M.bin", (2, 2, 1e4, 1e-5), lambda name, *i: stories[name][i]),
+            ("tiny.gguf", (4, 2, 1e5, 1e-5),
+             lambda name, *i: tiny["".join(f"blk.{j}." for j in i) + name + ".weight"])):
+        logits, low = (forward(loaded(name, None, dtype)[0], ids, attend=softmax_attend)[0]
+                       for dtype in (np.float64, np.float32))
+        np.testing.assert_allclose(logits, llama(w, ids, *sizes), rtol=1e-5, atol=1e-6)
+        assert low.dtype == np.float32 and abs(low - logits).max() < 1e-4
 
 
 def second_gpt2(ids):
-    """GPT-2 written a second time: offsets added as offsets, one query at a time, in float64."""
+    """GPT-2, head by head, in float64: offsets are added as offsets."""
     def linear(x, name):
+        w, offset = TENSORS[name + ".weight"], TENSORS[name + ".bias"]
         if "ln_" not in name:
-            return x @ TENSORS[name + ".weight"] + TENSORS[name + ".bias"]
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return x * TENSORS[name + ".weight"] + TENSORS[name + ".bias"]
+            return x @ w + offset
+        x = x - x.mean(-1, keepdims=True)
+        return w * x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) + offset
 
-    x = TENSORS["wte.weight"][ids].astype(float) + TENSORS["wpe.weight"][:len(ids)]
+    x = TENSORS["wte.weight"][ids].astype(float) + WPE[:len(ids)]
     for h in "h.0.", "h.1.":
-        qkv = linear(linear(x, h + "ln_1"), h + "attn.c_attn").reshape(-1, 3, 2, 4)
-        o = np.zeros((len(ids), 2, 4))
-        for i, head in np.ndindex(len(ids), 2):
-            q, k, v = qkv[i, 0, head], qkv[:i + 1, 1, head], qkv[:i + 1, 2, head]
-            o[i, head] = np.exp(k @ q / 2) @ v / np.exp(k @ q / 2).sum()
-        x = x + linear(o.reshape(-1, 8), h + "attn.c_proj")
+        qkv = np.split(linear(linear(x, h + "ln_1"), h + "attn.c_attn"), 6, axis=1)
+        o = np.hstack([attended(*qkv[head::2]) for head in (0, 1)])
+        x = x + linear(o, h + "attn.c_proj")
         z = linear(linear(x, h + "ln_2"), h + "mlp.c_fc")
         z = z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
         x = x + linear(z, h + "mlp.c_proj")
@@ -253,8 +212,7 @@ def second_gpt2(ids):
 def test_the_model_is_gpt_2_written_a_second_time_with_or_without_a_prefix():
     others = {"h.0.attn.bias": np.ones((1, 1, 4, 4), "f"), "lm_head.weight": TENSORS["wte.weight"]}
     prefixed = {"transformer." + name: a for name, a in TENSORS.items()} | others
-    for tensors in TENSORS, prefixed:
-        model, _ = loaded("model.safetensors", packed(tensors))
+    for model in (loaded("model.safetensors", packed(t))[0] for t in (TENSORS, prefixed)):
         logits = forward(model, [5, 250, 5, 0, 261], attend=softmax_attend)[0]
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, second_gpt2([5, 250, 5, 0, 261]), atol=2e-5)
@@ -262,66 +220,54 @@ def test_the_model_is_gpt_2_written_a_second_time_with_or_without_a_prefix():
 
 # ---- Texts --------------------------------------------------------------------------------------
 
-LLAMA2C = loaded("tokenizer.bin")[1]
-
-
-def tokens_of(text, tokenizer):
-    names = {i: token for token, i in tokenizer.ids.items()}
-    return "|".join(names[i] for i in bpe.encode(text, tokenizer))
-
-
 @pytest.mark.parametrize("pattern, texts", [(bpe.GPT2, [
     "Hello| world", "I|'ll| we|'ve| won|'t|'m", "I|'|LL| '|d|'", "café| naïve| Ünï", "ab|12| 4|x",
     "2²½| Ⅷ| 一二", "a| | b|  | c", "a| \n| b|\n\n", " |\u00a0|x|\u3000| y", "hi|!!!| 🙂🙂|x", "'|é|'",
     "snake|_|case| e|\u0301", "\t|\t|x", "x|\x1c\ufeff|x|\x85|x", " "]), (bpe.SMOLLM, [
-    "ab|1|2| |4| x", "a|  |1|  | b", "2|²|½| |Ⅷ| 一二", "'|1|'ll| \n|7|\n| b", "I|'ll| we"])])
+        "ab|1|2| |4| x", "a|  |1|  | b", "2|²|½| |Ⅷ| 一二", "'|1|'ll| \n|7|\n| b", "I|'ll| we"])])
 def test_text_is_split_as_its_pattern_says(pattern, texts):
     for text in texts:
         assert bpe.split(text.replace("|", ""), pattern) == text.split("|")
 
 
-@given(st.text(), st.sampled_from([TOKENIZER, TOKENIZER._replace(pattern=bpe.SMOLLM),
-                                   gpt2.tokenizer_of([])]))
+LLAMA2C, SMOL = loaded("tokenizer.bin")[1], loaded("tiny.gguf")[1]
+
+
+@given(st.text(), st.sampled_from([TOKENIZER, SMOL, gpt2.tokenizer_of([])]))
 def test_the_pieces_are_the_text_and_every_text_comes_back_from_its_ids(text, tokenizer):
     assert "".join(bpe.split(text, tokenizer.pattern)) == text
     assert bpe.decode(bpe.encode(text, tokenizer), tokenizer) == text
+    ids = llama2c.encode(text, LLAMA2C)
+    assert ids[0] == 1 and llama2c.decode(ids, LLAMA2C) == (" " + text if text else "")
 
 
-@given(st.text("ab", max_size=12), st.dictionaries(
-    st.tuples(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1, max_size=3)),
-    st.integers(0, 3)))
+letters = st.text("ab", min_size=1, max_size=3)
+
+
+@given(st.text("ab", max_size=12), st.dictionaries(st.tuples(letters, letters), st.integers(0, 3)))
 def test_pairs_are_joined_as_by_looking_at_all_pairs_again_for_each(text, ranks):
     parts = [*text]
     while possible := [(ranks[pair], i) for i, pair in enumerate(zip(parts, parts[1:]))
                        if pair in ranks]:
         i = min(possible)[1]
-        parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2:]]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
     assert bpe.join(text, lambda *pair: ranks.get(pair, np.inf)) == parts
 
 
-def test_pairs_are_merged_by_rank_everywhere_and_never_across_pieces():
-    assert tokens_of("lower lowlow loloer reerexrerxre", TOKENIZER) == (
-        "lower|Ġlow|low|Ġ|lo|lo|er|Ġ|re|er|e|x|r|er|x|re")
+def test_pairs_merge_by_rank_within_pieces_special_tokens_are_one_unknown_bytes_left_out():
+    no_x = SMOL._replace(ids={token: i for token, i in SMOL.ids.items() if token != "x"})
+    for text, tokenizer, tokens in (
+            ("lower lowlow loloer reerexrerxre", TOKENIZER,
+             "lower|Ġlow|low|Ġ|lo|lo|er|Ġ|re|er|e|x|r|er|x|re"), ("hxe", no_x, "he"),
+            ("the<|endoftext|> the", SMOL, "t|he|<|endoftext|>|Ġthe")):
+        names = {i: token for token, i in tokenizer.ids.items()}
+        assert "|".join(names[i] for i in bpe.encode(text, tokenizer)) == tokens
+    assert bpe.decode(bpe.encode("é <|endoftext|>1", SMOL), SMOL) == "é <|endoftext|>1"
     tokens = [*TOKENIZER.ids]
     assert tokens[:2] == ["!", '"'] and tokens[94] == "¡" and tokens[188] == "Ā"    # GPT-2's ids
-
-
-def test_special_tokens_are_one_and_a_byte_that_is_no_token_is_left_out_before_joining():
-    tokenizer = loaded("tiny.gguf")[1]
-    assert tokens_of("the<|endoftext|> the", tokenizer) == "t|he|<|endoftext|>|Ġthe"
-    assert bpe.decode(bpe.encode("é <|endoftext|>1", tokenizer), tokenizer) == "é <|endoftext|>1"
-    ids = {token: i for token, i in tokenizer.ids.items() if token != "x"}
-    assert tokens_of("hxe", tokenizer._replace(ids=ids)) == "he"
-
-
-@given(st.text(max_size=20))
-def test_llama2cs_texts_come_back_from_their_ids(text):
-    ids, tokens = llama2c.encode(text, LLAMA2C), LLAMA2C
-    assert ids[0] == 1 and llama2c.decode(ids, tokens) == (" " + text if text else "")
-
-
-def test_llama2cs_pairs_are_joined_by_score_and_other_characters_become_bytes():
+    # llama2.c: the best score first, other characters are bytes, whatever their tokens' names
     assert llama2c.encode("Too é", LLAMA2C) == [1, 263, 261, 259, 3 + 0xC3, 3 + 0xA9]
+    assert llama2c.decode([1, 3 + 65, 259], {b"A": (0, 260), b"x": (0, 259)}) == "Ax"
 
 
 # ---- Decoding -----------------------------------------------------------------------------------
@@ -340,64 +286,56 @@ def every_token(k, v):
 
 
 def test_a_continuation_is_that_of_the_whole_prompt_each_time_in_context_or_converted():
-    rng = np.random.default_rng(0)
-    model, other = loaded("tiny.gguf", None, float)[0], loaded("config.json")[0]
-    context, tokens = rng.integers(0, 260, 12), rng.integers(0, 260, (2, 3, 5))
+    model, context = loaded("tiny.gguf", None, float)[0], rng(0).integers(0, 260, 12)
+    tokens = rng(1).integers(0, 260, (2, 3, 5))
     expected = by_whole_prompts(model, np.append(context, tokens[0, 0]), 9)
     converted = iclaa(model, context, every_token)
     assert (continuation(model, [*context, *tokens[0, 0]], 9) == expected).all()
     assert (continuation(model, tokens[0, 0], 9, converted) == expected).all()
     assert (continuation(model, tokens[0, 0], 9) != expected).any()
     for biases in None, converted:
-        found, *same = (f(model, tokens, 6, biases, sampler(np.random.default_rng(1)))
-                        for f in (continuation, by_whole_prompts, by_whole_prompts))
-        assert found.shape == (2, 3, 6) and all((found == again).all() for again in same)
-    # GPT-2's positions are absolute: those of the tokens go on behind the context's
-    biases = iclaa(other, context[:-1], every_token)
-    expected = by_whole_prompts(other, context, 20, choose=sampler(np.random.default_rng(1)))
-    there = gpt2.placed(other, 11)
-    for model, tokens, start, same in ((other, context, None, True), (
-            there, context[-1:], biases, True), (other, context[-1:], biases, False)):
-        draw = sampler(np.random.default_rng(1))
-        found = continuation(model, tokens, 20, start, draw, gpt2.placed)
+        found, right = (way(model, tokens, 6, biases, sampler(rng(1)))
+                        for way in (continuation, by_whole_prompts))
+        assert found.shape == (2, 3, 6) and (found == right).all()
+
+
+def test_gpt_2s_positions_go_on_behind_the_contexts_and_end_where_the_model_does():
+    model, context = loaded("config.json")[0], rng(0).integers(0, 260, 12)
+    biases, there = iclaa(model, context[:-1], every_token), gpt2.placed(model, 11)
+    expected = by_whole_prompts(model, context, 20, choose=sampler(rng(1)))
+    for reader, tokens, start, same in ((model, context, None, True), (
+            there, context[-1:], biases, True), (model, context[-1:], biases, False)):
+        found = continuation(reader, tokens, 20, start, sampler(rng(1)), gpt2.placed)
         assert (found == expected).all() == same
+    assert continuation(model, [1] * 38, 2, place=gpt2.placed).shape == (2,)
+    assert continuation(model, [[1], [2]], 0).shape == (2, 0)
+    for reader, m, n, left in (model, 38, 3, 40), (there, 28, 2, 29):
+        with pytest.raises(ValueError, match=f"{m}.* {n} tokens .* {left}"):
+            continuation(reader, [1] * m, n, place=gpt2.placed)
 
 
 def test_rows_count_by_their_weight_and_not_at_0_and_float32_stays():
-    model = loaded("tiny.gguf")[0]
-    context, tokens = [5, 6, 7, 8], np.array([9, 10])
-    exact = [(Bias(3 * kv, 3 * d), f) for (kv, d), f in iclaa(model, context, every_token)]
+    model, tokens = loaded("tiny.gguf")[0], np.array([9, 10])
+    exact = [(Bias(3 * kv, 3 * d), f) for (kv, d), f in iclaa(model, [5, 6, 7, 8], every_token)]
     padded = [(Bias(*(np.concatenate([b, 0 * b], axis=1) for b in bias)),
                lambda q, f=f: np.concatenate([f(q), f(q) + 1], axis=-1)) for bias, f in exact]
-    streams = [run_layers(model, tokens, [(c,) for c in converted], cached_attend)[0]
-               for converted in (exact, padded)]
-    np.testing.assert_allclose(*streams, atol=1e-5)
-    assert streams[1].dtype == np.float32
-    np.testing.assert_allclose(streams[0], run_layers(model, tokens, exact, softmax_attend)[0],
-                               atol=1e-5)
+    expected = run_layers(model, tokens, exact, softmax_attend)[0]
+    for converted in exact, padded:
+        stream = run_layers(model, tokens, [(c,) for c in converted], cached_attend)[0]
+        assert stream.dtype == np.float32
+        np.testing.assert_allclose(stream, expected, atol=1e-5)
 
 
 def test_tokens_are_drawn_with_their_probabilities():
     logits = np.array([0.5, -1.0, 1.5, -np.inf])
-    drawn = sampler(np.random.default_rng(0))(np.broadcast_to(logits, (4000, 4)))
-    shares = np.bincount(drawn, minlength=4) / 4000
+    tokens = sampler(rng(0))(np.broadcast_to(logits, (4000, 4)))
+    shares = np.bincount(tokens, minlength=4) / 4000
     assert abs(shares - softmax(logits)).max() < 4 * 0.5 / 4000 ** 0.5 and shares[3] == 0
 
 
-def test_no_text_is_longer_than_the_model_is_made_for():
-    model, _ = loaded("config.json")
-    assert continuation(model, [1] * 38, 2, place=gpt2.placed).shape == (2,)
-    assert continuation(model, [[1], [2]], 0).shape == (2, 0)
-    with pytest.raises(ValueError, match="38.* 3 tokens .* 40"):
-        continuation(model, [1] * 38, 3, place=gpt2.placed)
-
-
-@pytest.mark.parametrize("wrong, message", [
-    ("nowhere", "nowhere"), ("--context=", "--context"), ("--prompt=", "--prompt"),
-    ("--m=0", "--m"), ("--generate=999", "999 tokens are more than the model's")])
-def test_gpt2s_script_answers_a_mistake_in_words(wrong, message, capsys):
-    try:
-        assert import_module("gpt2").main([wrong]) == 2
-    except SystemExit as stop:
-        assert stop.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+def test_gpt2s_script_answers_a_mistake_in_words(capsys):
+    for wrong in "nowhere", "--context=", "--prompt=", "--m=0", "--generate=999":
+        with pytest.raises(SystemExit, match="2"):
+            sys.exit(import_module("gpt2").main([wrong]))
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert wrong.split("=")[0] in said or "999 tokens are more than the model's" in said

@@ -2,6 +2,7 @@
 
 import math
 import re
+import struct
 import unicodedata
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -28,7 +29,7 @@ def sound(path):
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-            ValueError) as error:
+            ValueError, struct.error) as error:
         raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
 
 
@@ -49,10 +50,7 @@ def split(text, pattern):
 
 
 def join(parts, rank):
-    """Join the neighbours of the lowest rank, the first of equals, again and again; inf: never.
-
-    rank(left, right) is a number; parts are strings or bytes.
-    """
+    """Join the neighbours of lowest rank(left, right), first the first, as long as one is < inf."""
     parts = list(parts)
     ranks = list(map(rank, parts, parts[1:]))
     while (best := min(ranks, default=math.inf)) < math.inf:
@@ -66,17 +64,16 @@ def join(parts, rank):
 def encode(text, tokenizer):
     """The ids of a text. A byte that is no token is left out, as other programs leave it out."""
     ids, ranks, pattern, special = tokenizer
-    found, texts = [], re.split(f"({'|'.join(map(re.escape, special)) or '(?!)'})", text)
-    for piece in (piece for text in texts
-                  for piece in ([text] if text in special else split(text, pattern))):
-        letters = (ALPHABET[byte] for byte in piece.encode("utf-8", "replace"))
-        found += [piece] if piece in special else join(
-            filter(ids.__contains__, letters), lambda a, b: ranks.get((a, b), math.inf))
+    found, rank = [], lambda *pair: ranks.get(pair, math.inf)
+    for part in re.split(f"({'|'.join(map(re.escape, special)) or '(?!)'})", text):
+        for piece in [] if part in special else split(part, pattern):
+            letters = (ALPHABET[byte] for byte in piece.encode("utf-8", "replace"))
+            found += join(filter(ids.__contains__, letters), rank)
+        found += [part] * (part in special)
     return [ids[token] for token in found]
 
 
 def decode(ids, tokenizer):
     """The text of ids; bytes that are no UTF-8 become the replacement character."""
-    tokens = [*tokenizer.ids]
-    return b"".join(BYTES.get(c) or c.encode() for i in ids for c in tokens[i]
-                    ).decode("utf-8", "replace")
+    letters = "".join(map([*tokenizer.ids].__getitem__, ids))
+    return b"".join(BYTES.get(c) or c.encode() for c in letters).decode("utf-8", "replace")

@@ -10,13 +10,11 @@ def cached_attend(q, k, v, state, rope=None, normalize=True):
 
     converted: None or the (Bias, log_features) of `iclaa`; k, v: of all earlier tokens, or absent.
     """
-    converted, *past = state
+    (converted, *past), n = state, q.shape[-2]
     seen = past[0].shape[-2] if past else 0
-    q, k = (rotate_at(x, rope, np.arange(q.shape[-2]) + seen + 1) for x in (q, k))
+    q, k = (rotate_at(x, rope, np.arange(n) + seen + 1) / k.shape[-1] ** 0.25 for x in (q, k))
     k, v = (np.concatenate(both, axis=-2) for both in zip(past, (k, v))) if past else (k, v)
-    q = q / q.shape[-1] ** 0.25
-    scores = np.where(np.tri(q.shape[-2], k.shape[-2], seen),
-                      q @ k.mT / k.shape[-1] ** 0.25, -np.inf)
+    scores = np.where(np.tri(n, n + seen, seen), q @ k.mT, -np.inf)
     if not converted:
         return softmax(scores) @ v, (None, k, v)
     (b_kv, b_d), log_features = converted
@@ -37,7 +35,7 @@ def sampler(rng):
 
 
 def continuation(model, tokens, n, converted=None, choose=lambda x: x.argmax(axis=-1), place=None):
-    """The n tokens (..., n) after tokens (..., m), the likeliest or as `choose` does, one by one.
+    """The n tokens (..., n) after tokens (..., m), the likeliest or as `choose` chooses.
 
     `converted` as in `forward`; place(model, seen) is the model for the tokens after `seen` others.
     """

@@ -1,19 +1,17 @@
 """GGUF files of Llama's kind, such as SmolLM2-135M-Instruct, as Transformers of ours.
 
-A file: magic, version, two counts; the metadata, each a name, a type, a value; for each tensor its
-name, its shape (reversed), type and offset; the tensors, aligned. Weights are in blocks.
+A file: magic, version, two counts; the metadata: names, types, values; the tensors' names, shapes
+(reversed), types and offsets; the tensors, aligned, in blocks of weights.
 """
 
 import math
 import os
 import struct
-from functools import partial
 
 import numpy as np
 
-from linear_transformer import Layer, Transformer, identity, rope_frequencies
 from pretrained.bpe import ALPHABET, GPT2, SMOLLM, Tokenizer, check, sound
-from pretrained.llama2c import rms_norm, swiglu
+from pretrained.llama2c import llama
 
 NUMBERS, STRING, ARRAY = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}, 8, 9
 D, NIBBLES = ("d", "<f2"), ("q", "u1", 16)
@@ -26,44 +24,29 @@ SIZES = ("block_count", "context_length", "embedding_length", "feed_forward_leng
 RATES = "rope.freq_base", "attention.layer_norm_rms_epsilon"
 
 
-def weights(kind, raw):
-    """Blocks (n,) as numbers (n, size) in float32; nibbles are 16 low ones, then 16 high ones."""
-    if kind < 2:
-        return raw.astype("f")
-    d, q = raw["d"].astype("f")[:, None], raw["q"]
-    q = q if kind == 8 else np.concatenate([q & 15, q >> 4], axis=-1)
-    if kind == 3:
-        return d * q + raw["m"].astype("f")[:, None]
-    return d * (q.astype("f") - 8 * (kind == 2))
-
-
 def read_header(file):
     """The metadata, and {name: (shape, type, place in the file)} of all tensors."""
-    def take(n):
+    def take(kinds):
+        n = struct.calcsize("<" + kinds)
         check(file.tell() + n <= min(size, 1 << 26), f"byte {file.tell() + n} is not of a header")
-        return file.read(n)
-
-    def number(kind):
-        return struct.unpack("<" + kind, take(struct.calcsize("<" + kind)))[0]
+        return struct.unpack("<" + kinds, file.read(n))
 
     def value(kind):
         if kind == STRING:
-            return take(number("Q")).decode()
+            return take(f"{take('Q')[0]}s")[0].decode()
         if kind != ARRAY:
-            return number(NUMBERS[kind])
-        kind, n = number("I"), number("Q")
+            return take(NUMBERS[kind])[0]
+        kind, n = take("IQ")
         check(n < 1 << 20, f"an array of {n}")
-        if kind == STRING:
-            return [value(kind) for _ in range(n)]
-        return np.frombuffer(take(n * struct.calcsize("<" + NUMBERS[kind])), "<" + NUMBERS[kind])
+        return [value(kind) for _ in range(n)] if kind == STRING else take(f"{n}{NUMBERS[kind]}")
 
     size = os.fstat(file.fileno()).st_size
-    check((take(4), number("I")) in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")
-    n_tensors, n_pairs = number("Q"), number("Q")
+    check(take("4sI") in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")
+    n_tensors, n_pairs = take("QQ")
     check(max(n_tensors, n_pairs) < 1 << 16, f"{n_tensors} tensors, {n_pairs} pairs of metadata")
-    pairs = [(value(STRING), value(number("I"))) for _ in range(n_pairs)]
-    found = [(value(STRING), [number("Q") for _ in range(min(number("I"), 9))][::-1], number("I"),
-              number("Q")) for _ in range(n_tensors)]
+    pairs = [(value(STRING), value(*take("I"))) for _ in range(n_pairs)]
+    found = [(value(STRING), take(f"{min(take('I')[0], 9)}Q")[::-1], *take("IQ"))
+             for _ in range(n_tensors)]
     meta, tensors = dict(pairs), {}
     align = meta.get("general.alignment", 32)
     check(type(align) is int and 0 < align <= 4096, f"general.alignment is {align}")
@@ -93,34 +76,18 @@ def read_tokenizer(meta):
     return Tokenizer(ids, ranks, pattern, tuple(special))
 
 
-def build(get, vocab, tied, depth, max_length, d, d_ff, heads, kv_heads, base, eps):
-    """Llama as a Transformer: gains in the matrices after them, key-value heads repeated."""
-    def layer(i):
-        def w(name, *shape):
-            return get(f"blk.{i}.{name}.weight", *shape)
-
-        gain, mlp_gain = w("attn_norm", d)[:, None], w("ffn_norm", d)[:, None]
-        qkv = (np.repeat(w(name, n * d_k, d).reshape(n, d_k, d).mT * gain, heads // n, axis=0)
-               for name, n in (("attn_q", heads), ("attn_k", kv_heads), ("attn_v", kv_heads)))
-        gate_up = np.concatenate([w("ffn_gate", d_ff, d), w("ffn_up", d_ff, d)]).T * mlp_gain
-        return Layer(*qkv, w("attn_output", d, d).T.reshape(heads, d_k, d), gate_up,
-                     w("ffn_down", d, d_ff).T, theta)
-
-    d_k, embed = d // heads, get("token_embd.weight", vocab, d)
-    theta = rope_frequencies(d_k, base).astype(embed.dtype)
-    unembed = (embed if tied else get("output.weight", vocab, d)) * get("output_norm.weight", d)
-    return Transformer(embed, tuple(map(layer, range(depth))), unembed.T, phi=identity,
-                       norm=partial(rms_norm, eps=eps), activation=swiglu, max_length=max_length)
-
-
 def read(path, dtype=np.float32):
     """(model, tokenizer, number of key-value heads). ValueError for a file that is not sound."""
     def get(name, *shape):
         found, kind, place = tensors.pop(name)
-        check(found == [*shape], f"{name} must have the shape {shape}, not {found}")
+        check(found == shape, f"{name} must have the shape {shape}, not {found}")
         file.seek(place)
-        raw = np.fromfile(file, BLOCKS[kind][1], math.prod(shape) // BLOCKS[kind][0])
-        x = weights(kind, raw).reshape(shape).astype(dtype, copy=False)
+        x = np.fromfile(file, BLOCKS[kind][1], math.prod(shape) // BLOCKS[kind][0])
+        if kind > 1:
+            d, q = x["d"].astype("f")[:, None], x["q"]
+            q = q if kind == 8 else np.concatenate([q & 15, q >> 4], axis=-1)    # 16 low, 16 high
+            x = d * q + (x["m"].astype("f")[:, None] if kind == 3 else -8 * (kind == 2) * d)
+        x = x.astype(dtype, copy=False).reshape(shape)
         check(abs(x).max() < 1e6, f"{name} has entries that are no numbers, or no trained ones")
         return x
 
@@ -137,7 +104,7 @@ def read(path, dtype=np.float32):
         implied = {"vocab_size": len(tokenizer.ids)} | dict.fromkeys(
             ("rope.dimension_count", "attention.key_length", "attention.value_length"), d // heads)
         check(ours.items() <= implied.items(), f"not all of {ours} is as it is read here")
-        model = build(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes, base,
+        model = llama(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes, base,
                       float(f"{eps:.6g}"))
         check(not tensors, f"{[*tensors][:9]} have no place in such a model")
     return model, tokenizer, kv_heads
@@ -145,13 +112,13 @@ def read(path, dtype=np.float32):
 
 def write_tiny(path, rng):
     """A tiny random model: tensors of every type, two key-value heads for four, a few merges."""
-    def pack(x):
+    def pack(x):    # its type, itself
         if isinstance(x, list):
-            return b"".join([struct.pack("<I", ARRAY), pack(x[0])[:4], struct.pack("<Q", len(x)),
-                             *(pack(entry)[4:] for entry in x)])
-        kind = {str: STRING, int: 4, float: 6}[type(x)]
-        return struct.pack("<I", kind) + (struct.pack("<" + NUMBERS[kind], x) if kind != STRING
-                                          else struct.pack("<Q", len(x.encode())) + x.encode())
+            entries = b"".join(pack(entry)[4:] for entry in x)
+            return struct.pack("<I4sQ", ARRAY, pack(x[0])[:4], len(x)) + entries
+        if isinstance(x, str):
+            return struct.pack("<IQ", STRING, len(x.encode())) + x.encode()
+        return struct.pack("<II", 4, x) if isinstance(x, int) else struct.pack("<If", 6, x)
 
     def get(name, *shape):    # random bytes as blocks, their scales so that weights are about 1/6
         kind = 0 if "norm" in name else (8, 3, 2, 1)[len(heads) % 4]
@@ -170,11 +137,11 @@ def write_tiny(path, rng):
     heads, data, sizes = [], [], (2, 2048, 32, 64, 4, 2, 1e5, 1e-5)
     merges = ["h e", "Ġ t", "Ġt he", "i n", "Ġ a", "e r"]
     tokens = ["<|endoftext|>", *sorted(ALPHABET), *(merge.replace(" ", "") for merge in merges)]
+    llama(get, len(tokens), True, *sizes)
     meta = dict(zip(["llama." + key for key in SIZES + RATES], sizes)) | {
-        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
+        "general.file_type": 0, "general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [3] + [1] * len(tokens[1:])}
-    build(get, len(tokens), True, *sizes)
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(heads), len(meta)) + b"".join(
         [pack(key)[4:] + pack(x) for key, x in meta.items()] + heads)
     path.write_bytes(head + bytes(-len(head) % 32) + b"".join(data))

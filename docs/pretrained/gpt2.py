@@ -34,11 +34,10 @@ def placed(model, start):
 
 
 def build(get, vocab_size, n_positions, d, n_layer, n_head):
-    """GPT-2 as a Transformer of ours; get(name, *shape) is a tensor.
+    """GPT-2, with gains in the matrices after them; get(name, *shape) is a tensor.
 
-    Gains are in the matrices after them. Offsets are last rows, for the 1 that norm puts in the
-    place of the stream's last entry, and activation after the others. A head's last value is 1 for
-    every token, and as attention's weights sum to 1 it stays 1, for the offset of c_proj.
+    Offsets are last rows, for the 1 that norm puts in the stream's last place and activation after
+    the others. A head's last value is 1 for all tokens: attention keeps it, for c_proj's offset.
     """
     def linear(name, rows, columns, ln=None):
         w, offset = get(name + ".weight", rows, columns), get(name + ".bias", columns)
@@ -68,15 +67,11 @@ def build(get, vocab_size, n_positions, d, n_layer, n_head):
 def tokenizer_of(merges):
     """The ids of all tokens: the bytes, what each merge makes, the end of a text."""
     tokens = [*sorted(ALPHABET), *map("".join, merges), "<|endoftext|>"]
-    return Tokenizer({token: i for i, token in enumerate(tokens)},
-                     {pair: i for i, pair in enumerate(merges)})
+    return Tokenizer(*(dict(zip(names, range(len(names)))) for names in (tokens, merges)))
 
 
 def read(folder):
-    """(model, tokenizer) of a release folder. ValueError names the file that is not sound.
-
-    A .safetensors file: the length of its header, 8 bytes; the header, in JSON; all tensors.
-    """
+    """(model, tokenizer) of a release folder. ValueError names the file that is not sound."""
     def get(name, *shape):
         entry = header.pop(name, None) or header.pop("transformer." + name, {})
         begin, end = entry.get("data_offsets", (0, 0))
@@ -89,8 +84,7 @@ def read(folder):
 
     with sound(path := Path(folder, "merges.txt")):
         merges = [(a, b) for a, b in map(str.split, path.read_text("utf-8").splitlines()[1:])]
-        tokenizer = tokenizer_of(merges)
-        ids = tokenizer.ids
+        ids, *_ = tokenizer = tokenizer_of(merges)
         check(all(ids[a + b] > max(ids[a], ids[b]) for a, b in merges), "a merge of later tokens")
     with sound(path := Path(folder, "vocab.json")):
         check(json.loads(path.read_bytes()) == ids, "it does not fit merges.txt")
@@ -104,6 +98,7 @@ def read(folder):
         check(all(type(n) is int and n > 0 for n in sizes) and not sizes[2] % (2 * sizes[4]),
               f"its sizes {sizes} must be positive, and n_embd an even multiple of n_head")
     with sound(path := Path(folder, "model.safetensors")), path.open("rb") as file:
+        # the length of its header, 8 bytes; the header, in JSON; all tensors
         size, start = path.stat().st_size, 8 + int.from_bytes(file.read(8), "little")
         check(start <= min(size, 1 << 26), f"truncated, or a header of {start - 8} bytes")
         header = json.loads(file.read(start - 8))

@@ -1,16 +1,13 @@
-"""llama2.c's models of Llama's kind (Karpathy), such as stories15M: their two files, their texts.
-
-A model is a `Transformer` of ours as it stands: RMS norm, whose gains are folded into the
-matrices after it, softmax attention with rotary positions, and an MLP whose halves multiply.
-"""
+"""Models of Llama's kind as Transformers of ours; llama2.c's (Karpathy), such as stories15M."""
 
 import math
 import struct
+from functools import partial
 
 import numpy as np
 
 from linear_transformer import Layer, Transformer, identity, rope_frequencies
-from pretrained.bpe import join
+from pretrained.bpe import check, join, sound
 
 
 def swiglu(h):
@@ -24,52 +21,67 @@ def rms_norm(x, eps=1e-5):
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
 
 
+def llama(get, vocab, tied, depth, max_length, d, d_ff, heads, kv_heads, base=1e4, eps=1e-5):
+    """Llama; get(name, *shape) is a matrix (to, from). Key-value heads are repeated."""
+    def layer(i):
+        def w(name, *shape):
+            return get(f"blk.{i}.{name}.weight", *shape)
+
+        gain, mlp_gain = w("attn_norm", d)[:, None], w("ffn_norm", d)[:, None]
+        qkv = (np.repeat(w(name, n * d_k, d).reshape(n, d_k, d).mT * gain, heads // n, axis=0)
+               for name, n in (("attn_q", heads), ("attn_k", kv_heads), ("attn_v", kv_heads)))
+        gate_up = np.concatenate([w("ffn_gate", d_ff, d), w("ffn_up", d_ff, d)]).T * mlp_gain
+        return Layer(*qkv, w("attn_output", d, d).T.reshape(heads, d_k, d), gate_up,
+                     w("ffn_down", d, d_ff).T, theta)
+
+    d_k, embed = d // heads, get("token_embd.weight", vocab, d)
+    theta = rope_frequencies(d_k, base).astype(embed.dtype)
+    unembed = (embed if tied else get("output.weight", vocab, d)) * get("output_norm.weight", d)
+    return Transformer(embed, tuple(map(layer, range(depth))), unembed.T, phi=identity,
+                       norm=partial(rms_norm, eps=eps), activation=swiglu, max_length=max_length)
+
+
 def shapes_of(d, d_ff, depth, heads, _, vocab, positions):
-    """The arrays of stories15M.bin in their order; a negative vocab says that unembed follows."""
-    return [(abs(vocab), d), (depth, d), *[(depth, d, d)] * 4, (depth, d), (depth, d_ff, d),
-            (depth, d, d_ff), (depth, d_ff, d), (d,), (positions, d // heads),
-            *[(-vocab, d)] * (vocab < 0)]
+    """The arrays of stories15M.bin in their order; a negative vocab says that output follows."""
+    square = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (depth, d, d))
+    return dict(token_embd=(abs(vocab), d), attn_norm=(depth, d), **square, ffn_norm=(depth, d),
+                ffn_gate=(depth, d_ff, d), ffn_down=(depth, d, d_ff), ffn_up=(depth, d_ff, d),
+                output_norm=(d,), rope=(positions, d // heads),
+                **{"output": (-vocab, d)} if vocab < 0 else {})
 
 
 def read_model(path, dtype=np.float32):
     """stories15M.bin as a Transformer. Raises ValueError, before it is read, for another file."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = struct.unpack("<7i", file.read(28)) if size > 28 else (0,) * 7
-        d, _, depth, heads = head[:4]
-        if (min(*head[:5], abs(head[5]), head[6]) < 1 or d % (2 * heads) or heads != head[4]
-                or size != 28 + 4 * sum(map(math.prod, shapes_of(*head)))):
-            raise ValueError(f"{path}: {size} bytes are no model of the sizes {head}")
-        read = [np.fromfile(file, "<f4", math.prod(shape)).reshape(shape).astype(dtype)
-                for shape in shapes_of(*head)]
-    if not all(np.isfinite(a).all() for a in read):
-        raise ValueError(f"{path}: a weight is not a finite number")
-    embed, gain_1, w_q, w_k, w_v, w_o, gain_2, w_1, w_2, w_3, gain, _ = read[:12]
-    w_q, w_k, w_v = ((w * gain_1[:, None]).reshape(depth, heads, -1, d).mT for w in (w_q, w_k, w_v))
-    w_1 = (np.concatenate([w_1, w_3], axis=1) * gain_2[:, None]).mT
-    layers = map(Layer, w_q, w_k, w_v, w_o.mT.reshape(depth, heads, -1, d), w_1, w_2.mT,
-                 [rope_frequencies(d // heads).astype(dtype)] * depth)
-    return Transformer(embed, tuple(layers), (read[12 * (head[5] < 0)] * gain).T, phi=identity,
-                       norm=rms_norm, activation=swiglu, max_length=head[6])
+    def get(name, *_):
+        *layer, name, _ = name.split(".")
+        return arrays[name][tuple(map(int, layer[1:]))]
+
+    with sound(path), open(path, "rb") as file:
+        size, head = path.stat().st_size, struct.unpack("<7i", file.read(28))
+        d, d_ff, depth, heads, kv_heads, vocab, positions = head
+        check(min(*head[:5], abs(vocab), positions) > 0 == d % (2 * heads) and heads == kv_heads
+              and size == 28 + 4 * sum(map(math.prod, shapes_of(*head).values())),
+              f"{size} bytes are no model of the sizes {head}")
+        arrays = {name: np.fromfile(file, "<f4", math.prod(shape)).reshape(shape).astype(dtype)
+                  for name, shape in shapes_of(*head).items()}
+        check(all(np.isfinite(a).all() for a in arrays.values()), "not all weights are finite")
+        return llama(get, abs(vocab), vocab > 0, depth, positions, d, d_ff, heads, heads)
 
 
 def read_tokens(path, vocab_size):
     """tokenizer.bin as {token: (score, id)}, tokens as bytes. Raises ValueError for another."""
-    tokens, at = [], 4
-    with open(path, "rb") as file:
-        data = file.read(1 << 26)
-    while at + 8 <= len(data) and len(tokens) < vocab_size:
-        score, n = struct.unpack_from("<fi", data, at)
-        at += 8 + max(n, 0)
-        tokens.append((data[at - n:at], score))
-        if not math.isfinite(score) or n < 1:
-            raise ValueError(f"{path}: token {len(tokens) - 1} has score {score}, length {n}")
-    longest = max((len(token) for token, _ in tokens), default=0)
-    if (vocab_size < 259 or len(tokens) != vocab_size or at != len(data)
-            or data[:4] != struct.pack("<i", longest)
-            or len({token for token, _ in tokens[259:]}) != vocab_size - 259):
-        raise ValueError(f"{path} is no tokenizer of {vocab_size} different tokens, 259 or more")
-    return {token: (score, i) for i, (token, score) in enumerate(tokens)}
+    with sound(path), open(path, "rb") as file:
+        data, at, tokens = file.read(1 << 26), 4, {}
+        for i in range(vocab_size):
+            score, n = struct.unpack_from("<fi", data, at)
+            check(math.isfinite(score) and n > 0, f"token {i} has score {score}, length {n}")
+            at += 8 + n
+            tokens[data[at - n:at]] = score, i
+        different = sum(i >= 259 for _, i in tokens.values())    # the bytes need not be
+        check(vocab_size >= 259 and different == vocab_size - 259 and at == len(data)
+              and data[:4] == struct.pack("<i", max(map(len, tokens))),
+              f"no tokenizer of {vocab_size} different tokens, 259 or more")
+    return tokens
 
 
 def encode(text, tokens):
@@ -82,15 +94,14 @@ def encode(text, tokens):
 
 def decode(ids, tokens):
     """The text of ids; 3 to 258 are the bytes, whatever their tokens are called."""
-    names = {i: token for token, (_, i) in tokens.items()}
-    raw = b"".join(bytes([i - 3]) if i < 259 else names[i] for i in ids if i > 2)
-    return raw.decode("utf-8", "replace")
+    names = {i: token for token, (_, i) in tokens.items()} | {i + 3: bytes([i]) for i in range(256)}
+    return b"".join(names[i] for i in ids if i > 2).decode("utf-8", "replace")
 
 
 def write_tiny(folder, rng):
     """A tiny random model and its tokenizer in the same format: 'To' and bytes."""
     head, names = (16, 24, 2, 2, 2, 264, 256), [b"%d" % i for i in range(1000, 1259)]
-    weights = [rng.standard_normal(shape) / shape[-1] ** 0.5 for shape in shapes_of(*head)]
+    weights = (rng.standard_normal(n) / n[-1] ** 0.5 for n in shapes_of(*head).values())
     (folder / "stories15M.bin").write_bytes(
         struct.pack("<7i", *head) + b"".join(w.astype("<f4").tobytes() for w in weights))
     (folder / "tokenizer.bin").write_bytes(struct.pack("<i", 4) + b"".join(
