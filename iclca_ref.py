@@ -221,11 +221,10 @@ def kernel_prediction(alpha, X, x, kernel):
     alpha (n,) or (n, d_out), X (n, d_in), x (..., d_in); kernel takes two vectors (d_in,) and
     returns a number. Source: Aizerman et al. 1964.
     """
-    check_shapes("x:i", x)
-    rows, alphas = x.reshape(-1, x.shape[-1]), "n" if np.ndim(alpha) == 1 else "no"
-    check_shapes(f"x:ri X?:ni alpha?:{alphas}", rows, X, alpha)
+    rows = np.reshape(x, (-1, np.shape(x)[-1]))
+    check_shapes("x:ri X?:ni alpha?:" + "no"[:np.ndim(alpha)], rows, X, alpha)
     similar = np.array([[kernel(x_i, row) for x_i in X] for row in rows])
-    return similar.reshape(*x.shape[:-1], len(X)) @ alpha
+    return similar.reshape(*np.shape(x)[:-1], len(X)) @ alpha
 
 
 def icl_weight_update(context, w_k, w_v):

@@ -343,8 +343,8 @@ def generate(model, tokens, n, biases=None):
     """
     x, biases = _embed_tokens(model, tokens, biases)
     if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
-        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0, m + n − 1 at most {model.max_length} if "
-                         f"that is a limit, got {np.shape(tokens)} and {n = }")
+        raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0, m + n − 1 ≤ {model.max_length} (if "
+                         f"not None), got {np.shape(tokens)} and {n = }")
     continuation = []
     for _ in range(n):
         logits, biases = forward(model, tokens, biases)
