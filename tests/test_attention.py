@@ -21,6 +21,7 @@ from theorem import broken, theorem
 
 FORMS = dict(recurrent=recurrent_attention, parallel=parallel_attention,
              chunked=partial(chunked_attention, chunk=2))
+turning = partial(rational_rope, theta=fractions([["3/5", "4/5"]]))
 forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 options = dict(rotated=(False, True), started=(False, True), normalized=(False, True))
 SHAPES = shapes(every(m=(0,), n=range(4), pairs=(1, 2), d_v=(1,), **options)
@@ -28,11 +29,10 @@ SHAPES = shapes(every(m=(0,), n=range(4), pairs=(1, 2), d_v=(1,), **options)
                 every(m=(0,), n=range(5), heads=(1, 2), pairs=(1, 2), d_v=(1, 2, 3), **options))
 
 
+# ---- Three forms, one function ------------------------------------------------------------------
+
 def arguments(case):
     return case.q, case.k, case.v, case.bias, case.rope, case.normalize
-
-
-# ---- Three forms, one function ------------------------------------------------------------------
 
 def realistic_case(rng, dtype):
     q, k, v, bias, rope = realistic(rng, dtype, n=80)
@@ -43,49 +43,40 @@ def realistic_case(rng, dtype):
 @theorem("three forms, one function", "Eq 5, 13, 19", attention_cases(), SHAPES,
          floats=realistic_case, ulps=100)
 def three_forms(case, chunk=2):
-    parallel, chunked = parallel_attention(*arguments(case)), chunked_attention(*arguments(case),
-                                                                                chunk=chunk)
-    return (parallel, chunked), (recurrent_attention(*arguments(case)),) * 2
-
+    """The outputs and states of the parallel and the chunked form  =  those of the recurrent one."""
+    x = arguments(case)
+    return (parallel_attention(*x), chunked_attention(*x, chunk=chunk)), (recurrent_attention(*x),) * 2
 
 @theorem("three forms, one function", "Eq 5, 13, 19", st.tuples(attention_cases(), st.integers(1, 5)),
          [dict(n=35, started=True)], lambda n, started: (symbolic_case(0, n, started=started), 32))
 def three_forms_for_chunks_of_other_lengths(case, chunk):
     return three_forms(case, chunk)
 
-
 def unmasked(case):
     """Attention to all tokens, without rotation and normalizer."""
     return case.q @ attention_bias(case.k, case.v, case.bias).kv
 
-
-ones = fractions([[1], [1]])
-
-
 @broken(three_forms, "attention without the causal mask", attention_cases(least_prompt=2),
-        [symbolic_case(0, 2)], Case(ones, ones, ones, 0, None, None, False),
+        [symbolic_case(0, 2)], Case(*fractions([[[1], [1]]] * 3), 0, None, None, False),
         difference="k0_1_0*q0_0_0*v0_1_0 + k0_1_1*q0_0_1*v0_1_0")   # q₁·k₂ v₂: the look ahead
 def without_the_mask(case):
-    return unmasked(case), parallel_attention(case.q, case.k, case.v, case.bias,
-                                              normalize=False)[0]
+    return unmasked(case), parallel_attention(case.q, case.k, case.v, case.bias, normalize=False)[0]
 
 
 @theorem("a text is its last token and state", "§7, Eq 19", attention_cases(least_prompt=1),
          every(m=(1, 2, 3), n=(1,), pairs=(1, 2), d_v=(1,), **options))
 def induction_over_the_length(case, turn=0):
-    """The step of the induction, at any place: the last token read from the state of those before.
+    """The tokens after the first m read from those' state, seen `turn` places before  =  with them.
 
-    The state is seen from the next token; `turn` turns it to another place.
+    With one token after them it is the step of the induction over the length, for each form.
     """
     sides = [], []
     for attend in FORMS.values():
         o, last = attend(*arguments(case))
         _, state = attend(*case.context, *arguments(case)[3:])
-        resumed = attend(*case.prompt, state.turned(case.rope, turn), *arguments(case)[4:])
-        sides[0].append(resumed)
+        sides[0].append(attend(*case.prompt, state.turned(case.rope, turn), *arguments(case)[4:]))
         sides[1].append((o[..., case.m:, :], last))
     return sides
-
 
 @broken(induction_over_the_length, "the state in the frame of the first token",
         attention_cases(least_context=1, least_prompt=1, rotated=st.just(True)),
@@ -105,7 +96,6 @@ def causality(case):
     return ([attend(*arguments(case))[0][..., :case.m, :] for attend in FORMS.values()],
             [attend(*arguments(alone))[0] for attend in FORMS.values()])
 
-
 @broken(causality, "attention without the causal mask",
         attention_cases(least_context=1, least_prompt=1), [symbolic_case(1, 1)])
 def causality_without_the_mask(case):
@@ -113,59 +103,45 @@ def causality_without_the_mask(case):
     return unmasked(case)[..., :case.m, :], unmasked(case._replace(q=q, k=k, v=v))
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("where", [0, 1])
 @forms
-def test_a_later_query_or_key_that_is_no_number_leaves_earlier_outputs_alone(form, where, bad):
+def test_a_later_query_or_key_that_is_no_number_leaves_earlier_outputs_alone(form):
     qkv = np.random.default_rng(0).random((3, 6, 2))
     expected, _ = form(*qkv)
-    qkv[where, 3] = bad
-    with np.errstate(invalid="ignore"):
-        o, _ = form(*qkv)
-    np.testing.assert_array_equal(o[:3], expected[:3])
+    for where, bad in product((0, 1), (np.inf, -np.inf, np.nan)):
+        changed = qkv.copy()
+        changed[where, 3] = bad
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(form(*changed)[0][:3], expected[:3])
 
 
 # ---- The functions themselves -------------------------------------------------------------------
 
-def test_attention_is_the_formula_written_as_loops():
-    rng = np.random.default_rng(0)
-    q, k, v = rng.random((5, 2)), rng.random((5, 2)), rng.random((5, 3))
-    expected = [[sum(q[i] @ k[j] * v[j, c] for j in range(i + 1))
-                 / sum(q[i] @ k[j] for j in range(i + 1)) for c in range(3)] for i in range(5)]
-    np.testing.assert_allclose(parallel_attention(q, k, v)[0], expected, rtol=1e-14)
+@pytest.mark.parametrize("attend, similarity", [
+    (lambda *qkv: parallel_attention(*qkv)[0], np.dot),
+    (softmax_attention, lambda q, k: np.exp(q @ k / 2))])     # √4 = 2
+def test_attention_is_the_formula_written_as_loops(attend, similarity):
+    q, k, v = np.random.default_rng(0).random((3, 5, 4))
+    expected = []
+    for i in range(5):
+        w = [similarity(q[i], k[j]) for j in range(i + 1)]
+        expected.append(sum(w[j] * v[j] for j in range(i + 1)) / sum(w))
+    np.testing.assert_allclose(attend(q, k, v), expected, rtol=1e-13)
 
 
-def test_softmax_attention_is_the_formula_written_as_loops_and_keeps_its_type():
-    rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 5, 4)).astype(np.float32)
-    expected = np.empty((2, 5, 4))
-    for h in range(2):
-        for i in range(5):
-            w = np.exp([q[h, i] @ k[h, j] / 2 for j in range(i + 1)])     # √4 = 2
-            expected[h, i] = w @ v[h, :i + 1] / w.sum()
-    o = softmax_attention(q, k, v)
-    assert o.dtype == np.float32
-    np.testing.assert_allclose(o, expected, rtol=1e-5)
-    assert softmax_attention(q[:, :0], k[:, :0], v[:, :0]).shape == (2, 0, 4)
-
-
-def test_softmax_attention_of_no_width_is_the_running_mean():
-    o = softmax_attention(a(3, 0), a(3, 0), np.array([[3.0], [5.0], [10.0]]))
-    np.testing.assert_allclose(o.ravel(), [3, 4, 6])
-
-
-def test_softmax_does_not_overflow_and_takes_whole_numbers_and_minus_infinity():
+def test_softmax_does_not_overflow_and_takes_whole_numbers_minus_infinity_and_nothing():
     x = np.array([[1e300, 1e300, -1e300], [-1e308, -1e308, -np.inf], [0, -np.inf, -np.inf]])
     np.testing.assert_array_equal(softmax(x), [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0]])
     np.testing.assert_allclose(softmax(np.array([[0, 0], [-9, -9]])), 0.5)
     assert softmax(np.zeros((2, 0), np.float32)).dtype == np.float32
+    o = softmax_attention(a(3, 0), a(3, 0), np.array([[3.0], [5.0], [10.0]]))
+    np.testing.assert_allclose(o.ravel(), [3, 4, 6])   # of no width: the running mean
+    assert softmax_attention(a(2, 0, 4), a(2, 0, 4), a(2, 0, 3)).shape == (2, 0, 3)
 
 
 @forms
 def test_a_normalizer_of_zero_is_refused_and_a_small_one_is_used(form):
     k = fractions([[1, 0], [-1, 0]])
-    turn = partial(rational_rope, theta=rotations(np.random.default_rng(0), 1))
-    for args in [(a(1, 1), 0 * a(1, 1), a(1, 1)), (k, k, k, None, turn)]:
+    for args in [(a(1, 1), 0 * a(1, 1), a(1, 1)), (k, k, k, None, turning)]:
         with pytest.raises(ValueError, match="normalizer"):
             form(*args)
         form(*args, *[None] * (5 - len(args)), normalize=False)
@@ -190,14 +166,6 @@ def test_whole_numbers_stay_whole_without_a_normalizer_and_become_floats_with_on
     assert state.kv == 17.5
 
 
-@forms
-def test_one_array_may_be_queries_keys_and_values(form):
-    x = np.random.default_rng(0).integers(1, 9, (2, 5, 4))
-    for q, k, v in (x, x, x), (x, x[..., ::-1], x[..., 1:]):
-        for got, expected in zip(form(q, k, v)[1], form(q.copy(), k.copy(), v.copy())[1]):
-            np.testing.assert_array_equal(got, expected)
-
-
 @pytest.mark.parametrize("dtype, lowest", [(np.float32, -43), (np.float64, -354)])
 def test_elu_plus_one_keeps_its_digits_in_a_product_down_to_the_stated_bound(dtype, lowest):
     phi, values = elu_plus_one(np.array([[lowest]], dtype)), np.array([[2.0]], dtype)
@@ -219,6 +187,8 @@ def test_100_000_tokens_stay_within_the_stated_error(rotated, bound):
         given_arrays = [x.astype(dtype) for x in (q, k, v)]
         o, state = chunked_attention(*given_arrays, rope=turn, chunk=64)
         results.append((state.kv, o[-100:], attention_bias(*given_arrays[1:], rope=turn).kv))
+    of_chunks, _, closed = results[1]
+    assert np.linalg.norm(of_chunks - closed) <= 1e-12 * np.linalg.norm(closed)
     for single, double, limit in zip(*results, (bound, bound, 316)):
         assert np.isfinite(single).all() and single.dtype == np.float32
         allowed = limit * np.finfo(np.float32).eps * np.linalg.norm(double)
@@ -227,12 +197,6 @@ def test_100_000_tokens_stay_within_the_stated_error(rotated, bound):
 
 # ---- What the functions do with their arguments -------------------------------------------------
 
-def turn(positions):
-    """A rope in whole numbers: quarters of a full turn."""
-    quarters = positions[:, None] % 4
-    return tuple(np.array(turns, object)[quarters] for turns in ([1, 0, -1, 0], [0, 1, 0, -1]))
-
-
 def started(form, rope, normalize):
     return lambda q, k, v, kv, d: form(q, k, v, Bias(kv, d), rope, normalize)
 
@@ -240,10 +204,10 @@ def started(form, rope, normalize):
 qkv = "q:nk k:nk v:nv"
 CASES = [*[case(f"{name}{' rotated' * bool(rope)}{' normalized' * normalize}",
                 started(form, rope, normalize), f"{qkv} kv?:kv d?:k", Fraction)
-           for (name, form), rope, normalize in product(FORMS.items(), (None, turn), (False, True))],
+           for (name, form), rope, normalize in product(FORMS.items(), (None, turning), (False, True))],
          *[case(f"{name}, no start", form, qkv, Fraction) for name, form in FORMS.items()],
-         case("softmax", softmax, "x:nd", float), case("softmax_attention", softmax_attention, qkv,
-                                                       float)]
+         case("softmax", softmax, "x:nd", float),
+         case("softmax_attention", softmax_attention, qkv, float)]
 test_batches, test_types = batches(*CASES), float_types(*CASES)
 
 some_shapes = st.lists(st.sampled_from([0, 1, 2, 3]), min_size=0, max_size=4).map(tuple)
@@ -291,24 +255,25 @@ test_mistakes = refused(
 
 def test_a_chunk_may_be_any_kind_of_whole_number():
     q = np.random.default_rng(0).random((300, 2))
-    np.testing.assert_allclose(chunked_attention(q, q, q, chunk=np.uint8(100))[0],
-                               chunked_attention(q, q, q, chunk=100)[0], rtol=0)
+    o, expected = (chunked_attention(q, q, q, chunk=chunk)[0] for chunk in (np.uint8(100), 100))
+    np.testing.assert_array_equal(o, expected)
 
 
 def test_the_check_of_shapes_reads_lengths_leading_axes_and_what_may_leave_them_out():
-    good = [[(2, 3), (2, 4), (3, 4)], [(5, 2, 3), (5, 2, 4), (3, 4)],
-            [(5, 2, 3), (5, 2, 4), (5, 3, 4)], [(6, 5, 2, 3), (6, 5, 2, 4), (5, 3, 4)],
-            [(0, 2, 3), (0, 2, 4), (3, 4)]]
-    bad = [[(2, 3), (2, 4), (5, 3, 4)], [(2, 3), (5, 2, 4), (3, 4)], [(3,), (2, 4), (3, 4)],
-           [(2, 3), (3, 4), (3, 4)], [(2, 3), (2, 4), (4, 3)], [(5, 2, 3), (2, 4), (3, 4)],
-           [(5, 2, 3), (5, 2, 4), (1, 3, 4)], [(6, 5, 2, 3), (6, 5, 2, 4), (6, 3, 4)],
-           [(2, 3), (2, 4), (4,)], [(1, 3), (2, 4), (3, 4)], [(2, 3), (1, 2, 4), (3, 4)],
-           [(6, 5, 2, 3), (6, 5, 2, 4), (7, 6, 5, 3, 4)], [(), (2, 4), (3, 4)]]
-    for shape in good:
-        check_shapes("q:nk k:nd v?:kd", *map(np.zeros, shape))
-    for shape in bad:
+    def check(*leading, q=(2, 3), k=(2, 4), v=(3, 4)):
+        shapes = [(*lead, *core) for lead, core in zip(leading or [()] * 3, (q, k, v))]
+        check_shapes("q:nk k:nd v?:kd", *map(np.zeros, shapes))
+
+    for leading in [(), ((5,), (5,), ()), ((5,),) * 3, ((6, 5), (6, 5), (5,)), ((0,), (0,), ())]:
+        check(*leading)
+    bad = [partial(check, *leading) for leading in [
+        ((), (), (5,)), ((), (5,), ()), ((5,), (), ()), ((5,), (5,), (1,)), ((), (1,), ()),
+        ((6, 5), (6, 5), (6,)), ((6, 5), (6, 5), (7, 6, 5))]]
+    bad += [partial(check, **core) for core in [
+        dict(q=(3,)), dict(k=(3, 4)), dict(v=(4, 3)), dict(v=(4,)), dict(q=(1, 3)), dict(q=())]]
+    for call in bad:
         with pytest.raises(ValueError, match=r"q \(.*\), k \(.*\), v \("):
-            check_shapes("q:nk k:nd v?:kd", *map(np.zeros, shape))
+            call()
 
 
 @forms
@@ -334,8 +299,7 @@ def test_no_tokens_leave_the_start_as_it_is_and_give_no_outputs(form):
         for x, start in zip(state, bias):
             np.testing.assert_array_equal(x, np.broadcast_to(start, (3, *start.shape)))
         assert_apart(state, bias)
-        no_texts = a(0, 3, 4)
-        o, state = form(no_texts, no_texts, no_texts, bias, rotation)
+        o, state = form(*[a(0, 3, 4)] * 3, bias, rotation)   # no texts
         assert (o.shape, state.kv.shape, state.d.shape) == ((0, 3, 4), (0, 4, 4), (0, 4))
     state.kv[:] = 7
     assert (bias.d == np.arange(4)).all()
