@@ -8,75 +8,65 @@ from hypothesis import strategies as st
 from arguments import a, batches, case, float_types, refused
 from exact import (angles, assert_close, assert_exactly_equal, every, fractions, rational_rope,
                    rngs, rngs_of, rotations, symbolic_rope, uniform)
-from linear_transformer import rope, rope_frequencies, rotate
+from linear_transformer import identity, rope, rope_frequencies, rotate
 from polynomials import variables
 from theorem import broken, theorem
-
-places = every(pairs=(1, 2), a=range(-2, 3), b=range(-2, 3))
-
 
 def at(x, theta, position, rope=rational_rope):
     """R_position x for every row of x."""
     return rotate(x, *rope(np.array([position]), theta))
 
-
 @st.composite
 def turns(draw, pairs=st.integers(1, 3), positions=st.integers(-20, 20)):
     """A query, a key, the function `at` for some rational rotations, and two positions."""
     rng, pairs = draw(rngs_of(3)), draw(pairs)
-    q, k = uniform(rng, 2, 1, 2 * pairs)
-    theta = rotations(rng, pairs)
+    (q, k), theta = uniform(rng, 2, 1, 2 * pairs), rotations(rng, pairs)
     return q, k, lambda x, n: at(x, theta, n), draw(positions), draw(positions)
-
 
 def any_turn(pairs, a=1, b=1):
     """The same for variables and unknown angles."""
-    theta = angles("w", pairs)
-    q, k = variables("q", 1, 2 * pairs), variables("k", 1, 2 * pairs)
-    return q, k, lambda x, n: at(x, theta, n, symbolic_rope), a, b
+    q, k = (variables(name, 1, 2 * pairs) for name in "qk")
+    return q, k, lambda x, n: at(x, angles("w", pairs), n, symbolic_rope), a, b
 
 
 some = turns(st.just(1), st.integers(1, 9))
+places = every(pairs=(1, 2), a=range(-2, 3), b=range(-2, 3))
 
 
 # ---- The two identities, and what follows -------------------------------------------------------
 
 @theorem("R_a R_b = R_{a+b}", "Eq 12, App B", turns(), places, any_turn)
-def rotations_compose(q, _, turn, a, b, place=lambda n: n):
+def rotations_compose(q, _, turn, a, b, place=identity):
+    """R_a R_b q  =  R_{a+b} q."""
     return turn(turn(q, place(b)), place(a)), turn(q, place(a + b))
-
 
 @broken(rotations_compose, "turning by the square of the position", some, [any_turn(1)])
 def squares_of_positions_do_not_compose(*case):
     return rotations_compose(*case, lambda n: n * n)
 
 
-def unit(x):
-    return fractions(np.eye(x.shape[-1], dtype=int))
-
-
 @theorem("R_aᵀ = R_{−a}", "Eq 12, App B", turns(), every(pairs=(1, 2, 3), a=(-3, -2, -1, 1, 2, 3)),
          any_turn)
-def the_transpose_turns_back(q, _, turn, a, b):
-    return turn(unit(q), a).T, turn(unit(q), -a)
-
+def the_transpose_turns_back(q, _, turn, a, b, back=lambda a: -a):
+    """R_aᵀ  =  R_{−a}, of the rows of the unit matrix."""
+    unit = fractions(np.eye(q.shape[-1], dtype=int))
+    return turn(unit, a).T, turn(unit, back(a))
 
 @broken(the_transpose_turns_back, "sin(−nθ) = sin nθ", some, [any_turn(1)])
-def with_the_sine_of_the_distance_it_turns_forward(q, _, turn, a, b):
-    return turn(unit(q), a).T, turn(unit(q), abs(-a))
+def with_the_sine_of_the_distance_it_turns_forward(*case):
+    return the_transpose_turns_back(*case, back=abs)
 
 
 @theorem("scores depend on i − j alone", "Assumption 4.3", turns(), places, any_turn)
-def scores_depend_on_the_distance(q, k, turn, i, j):
-    """A shift of both places changes nothing."""
-    score = turn(q, i) @ turn(k, j).T
-    return (score, turn(q, i + 3) @ turn(k, j + 3).T), (turn(q, i - j) @ k.T,) * 2
-
+def scores_depend_on_the_distance(q, k, turn, i, j, place=identity):
+    """(R_i q)·(R_j k), and both places shifted by 3  =  (R_{i−j} q)·k, twice."""
+    scores = [turn(q, i + shift) @ turn(k, place(j + shift)).T for shift in (0, 3)]
+    return scores, [turn(q, i - j) @ k.T] * 2
 
 @broken(scores_depend_on_the_distance, "the key turned by the square of its position", some,
         [any_turn(1, 3, 2)])
-def with_keys_turned_by_squares(q, k, turn, i, j):
-    return turn(q, i + 1) @ turn(k, (j + 1) ** 2).T, turn(q, i) @ turn(k, j * j).T
+def with_keys_turned_by_squares(*case):
+    return scores_depend_on_the_distance(*case, place=lambda n: n * n)
 
 
 # ---- The functions themselves -------------------------------------------------------------------
@@ -93,12 +83,13 @@ def test_rotating_is_multiplying_complex_numbers_by_exp_i_angle(dtype, rng, pair
 
 @given(rngs, st.integers(0, 3))
 def test_floats_complex_numbers_and_fractions_turn_alike(rng, pairs):
-    x, table = rng.integers(-9, 9, (2, 3, 2 * pairs)), rational_rope(np.arange(3),
-                                                                     rotations(rng, pairs))
-    exact, floats = rotate(fractions(x), *table).astype(float), [t.astype(float) for t in table]
-    np.testing.assert_allclose(rotate(x.astype(float), *floats), exact, atol=1e-13)
-    np.testing.assert_allclose(rotate(x * 1j, *floats), exact * 1j, atol=1e-13)
-    np.testing.assert_allclose(rotate(x.astype(">f8"), *floats), exact, atol=1e-13)
+    x = rng.integers(-9, 9, (3, 2 * pairs))
+    table = rational_rope(np.arange(3), rotations(rng, pairs))
+    exact, floats = rotate(fractions(x), *table), [t.astype(float) for t in table]
+    assert_exactly_equal(rotate(x, *table), exact)
+    for y in x.astype(float), x * 1j, x.astype(">f8"):
+        expected = exact.astype(float) * (1j if y.dtype.kind == "c" else 1)
+        np.testing.assert_allclose(rotate(y, *floats), expected, atol=1e-13)
 
 
 def test_frequencies_are_roformers():
@@ -123,19 +114,6 @@ def test_whole_numbers_and_narrow_types_turn_by_float64_angles(positions, theta)
         np.testing.assert_array_equal(table, expected, strict=True)
 
 
-@given(rngs)
-def test_each_head_may_have_its_own_table(rng):
-    x, cos, sin = uniform(rng, 2, 3, 4), uniform(rng, 2, 3, 2), uniform(rng, 2, 3, 2)
-    for h in range(2):
-        assert_exactly_equal(rotate(x, cos, sin)[h], rotate(x[h], cos[h], sin[h]))
-
-
-@given(rngs)
-def test_whole_numbers_turned_by_fractions_become_fractions(rng):
-    x, table = rng.integers(-9, 9, (3, 2)), rational_rope(np.arange(3), rotations(rng, 1))
-    assert_exactly_equal(rotate(x, *table), rotate(fractions(x), *table))
-
-
 def test_a_float64_table_leaves_float32_features_float32_and_does_not_round_integers():
     cos, sin = rope(np.arange(3), rope_frequencies(2))
     assert rotate(np.ones((3, 2), np.float32), cos, sin).dtype == np.float32
@@ -148,12 +126,10 @@ CASES = [case("rotate", lambda x: rotate(x, x[..., ::2], 2 * x[..., ::2]), "x:nd
 test_batches, test_types = batches(*CASES), float_types(*CASES)
 
 test_mistakes = refused(
-    ("got 3", lambda: rope_frequencies(3)),
-    ("got -2", lambda: rope_frequencies(-2)),
+    ("got 3", lambda: rope_frequencies(3)), ("got -2", lambda: rope_frequencies(-2)),
     ("cos (3, 1, 2)", lambda: rotate(a(3, 4), *rope(np.arange(3), a(1, 2)))),
     *[(f"cos {cos}", lambda x=x, cos=cos: rotate(a(*x), a(*cos), a(*cos))) for x, cos in [
         ((3, 2), (3, 2)), ((1, 4), (3, 2)), ((3, 4), (5, 2)), ((3, 5), (3, 2)), ((3, 4), (4, 3, 2)),
         ((2, 3, 4), (3, 3, 2)), ((2, 3, 4), (1, 3, 2))]],
-    ("sin (3, 1)", lambda: rotate(a(3, 4), a(3, 2), a(3, 1))),
-    ("sin (1, 2)", lambda: rotate(a(3, 4), a(3, 2), a(1, 2))),
+    *[(f"sin {s}", lambda s=s: rotate(a(3, 4), a(3, 2), a(*s))) for s in ((3, 1), (1, 2))],
     ("x; list", lambda: rotate([[1.0, 0.0]], a(1, 1), a(1, 1))))
