@@ -198,11 +198,11 @@ def test_the_derivative_is_what_a_small_change_of_x_makes(p, rng):
 
 def test_a_proof_needs_equal_polynomials_of_one_shape_and_no_floats_and_counts_once_if_not_empty():
     compared.clear()
-    assert_proved(*[np.zeros((0, 2), object)] * 2, M=0)
+    assert_proved(*[np.zeros((0, 2), object)] * 2, zero=True, M=0)
     assert not compared
     for _ in range(2):
-        left, right = (np.array([x + y]), np.array([2], object)), (np.array([y + x]), fractions([2]))
-        assert_proved(left, right, M=1)
+        both = np.array([x + y]), np.array([2], object)
+        assert_proved(both, (np.array([y + x]), fractions([2])), M=1)
     assert list(compared) == [("every input", (("M", 1),))]
     for a, e in ([x], [y]), ([1.0], [1]), ([x, x], [x]), ([True], [1]):
         with pytest.raises(AssertionError):

@@ -150,7 +150,7 @@ def test_no_merging_onto_the_same_rows_is_better_on_the_reference_queries(rng, r
         assert fitted <= missed(np.eye(r)[rng.integers(0, r, 12)].T)
     for _ in range(5000):   # near its optimum: with 50 times as many updates little is gained
         best = best * (A_R.T @ attention) / (A_R.T @ A_R @ best)
-    assert fitted <= 1.05 * missed(best) + 1e-9
+    assert fitted <= 1.0001 * missed(best) + 1e-9
 
 
 def test_a_token_that_no_query_attends_to_is_no_trouble():

@@ -49,7 +49,7 @@ def of_any_model(n, **shape):
     return symbolic_transformer(**shape), [1, 0, 1][:n]
 
 def random_text(rng, dtype):
-    model = random_transformer(rng, 9, 8, 5, 2, dtype=dtype)
+    model = random_transformer(rng, 9, 20, n_layers=5, n_heads=5, dtype=dtype)
     return model._replace(parallel=bool(rng.integers(2))), rng.integers(0, 9, 5).astype(np.uint8)
 
 
@@ -108,7 +108,7 @@ def test_greedy_means_greedy(logits, greedy):
     assert generate(with_logits(*logits), [0], 2).tolist() == [greedy] * 2
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_refused_whenever_they_come(bad):
     follows = np.roll(np.eye(5), 1, axis=1)   # the tokens 0 → 1 → 2 → 3, and after 3 no numbers
     follows[3] = bad
@@ -117,6 +117,8 @@ def test_logits_that_are_not_finite_are_refused_whenever_they_come(bad):
         assert generate(counting, [0], 3).tolist() == [1, 2, 3]
         with pytest.raises(ValueError, match="after 4 tokens are not finite"):
             generate(counting, [0], 4)
+    with pytest.raises(ValueError, match="after 1 tokens are not finite"):
+        generate(with_logits(0.0, bad, 1.0), [0], 1)
 
 
 def test_no_text_is_longer_than_the_model_allows():
