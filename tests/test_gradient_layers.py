@@ -1,6 +1,6 @@
 """Von Oswald et al.: linear self-attention layers, written by hand, that descend a gradient."""
 
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 from hypothesis import strategies as st
@@ -33,11 +33,9 @@ def tokens_of(W0, X, Y, x, eta=None):
     return np.hstack([X, Y]), np.hstack([x, -x @ W0.T])
 
 
-def through(layers, context, query):
+def through(layers, *tokens):
     """Context and query tokens after layers of the given weights."""
-    for weights in layers:
-        context, query = lsa(context, query, weights)
-    return context, query
+    return reduce(lambda tokens, weights: lsa(*tokens, weights), layers, tokens)
 
 
 def predicted(case, layers):
@@ -319,8 +317,10 @@ def test_arguments_stay_and_may_have_any_layout():
     x, *weights = np.random.default_rng(0).integers(-9, 9, (5, 4, 4))
     assert_arguments_stay(layer, x.copy(), x.copy(), *weights)
     assert_arguments_stay(alternating_tokens, x.copy(), x.copy())
+    q, k, v, p = (w.T for w in weights)
+    moved = x + x @ q @ (x @ k).T @ (x @ v) @ p
     for y in x, *layouts(x):
-        assert_exactly_equal(layer(y, y, *weights), layer(x.copy(), x.copy(), *weights))
+        assert_exactly_equal(layer(y, y, *weights), (moved, moved))
 
 
 test_mistakes = refused(
