@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-import deeper_layers, icl_vs_finetuning, one_gd_step, sharded_context, speed, state_laws
+import deeper_layers, one_gd_step, sharded_context, speed, state_laws
 from exact import assert_close, assert_differ, assert_exactly_equal, rngs, transformers
 from iclca_ref import LSA, iclca
 from linear_transformer import chunked_attention, forward, random_transformer
@@ -89,13 +89,6 @@ def test_the_gradients_written_by_hand_are_the_derivatives_of_the_losses():
     for layers in 1, 2, 3:
         run = lambda x: deeper_layers.loss_and_gradients(*x, layers, np.hstack(tokens), answer)
         assert_gradient(lambda x: run(x)[0].mean(), recurrent, run(recurrent)[1:])
-    (w_q, p), x = rng.normal(0, 0.4, (2, 1, 9, 9)), rng.normal(0, 0.4, (2, 2, 1, 9, 9))
-    tokens, targets = rng.standard_normal((1, 5, 9)), rng.standard_normal((1, 5))
-    layers_of = lambda x: [LSA(w_q, w_k, w_v, p) for w_k, w_v in x]
-    for reads in np.eye(5), np.tri(5):     # each token alone, each up to itself
-        run = lambda x: icl_vs_finetuning.run(tokens, layers_of(x), reads)[0]
-        assert_gradient(lambda x: np.mean((run(x) - targets) ** 2) / 2, x,
-                        [*icl_vs_finetuning.gradients(tokens, targets, layers_of(x), reads)])
 
 
 def test_the_loop_that_speed_is_measured_against_computes_the_same_attention():
