@@ -1,7 +1,6 @@
 """The dual form: a trained linear layer is attention to its data, attention is a weight update."""
 
 from collections import namedtuple
-from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, assert_arguments_stay, batches, case, float_types, layouts, refused
+from arguments import (LENGTHS, a, assert_arguments_stay, batches, case, float_types, layouts,
+                       refused)
 from exact import (assert_close, assert_exactly_equal, case_rngs, every, fractions, rates, rngs,
                    shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
@@ -25,8 +25,7 @@ sizes = st.integers(1, 3)
 class Regression(namedtuple("Regression", "W0 X Y x eta")):
     """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
 
-    def trained(self, steps=1):
-        """W after so many steps."""
+    def trained(self, steps=1):   # W after so many steps
         return gradient_descent(self.W0, self.X, self.Y, self.eta, steps)[0]
 
 
@@ -34,15 +33,6 @@ def regression(numbers, eta, n=1, d_in=1, d_out=1, tests=1):
     """The Regression of numbers(name, *shape)."""
     shapes = dict(W=(d_out, d_in), X=(n, d_in), Y=(n, d_out), x=(tests, d_in))
     return Regression(*(numbers(name, *shape) for name, shape in shapes.items()), eta)
-
-
-symbolic_regression = partial(regression, variables, variables("eta"))
-
-
-def regressions(least=1):
-    """Random exact Regressions."""
-    return st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *shape), *how),
-                     case_rngs, rates, st.integers(least, 3), sizes, sizes, sizes)
 
 
 def float_regression(rng, dtype):
@@ -56,30 +46,30 @@ def along(shapes, **sizes):
     return [shape | more for shape in shapes for more in every(**sizes)]
 
 
-cases, symbols = regressions(), [symbolic_regression()]
+cases = st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *shape), *how),
+                  case_rngs, rates, *[sizes] * 4)
+symbolic_regression = partial(regression, variables, variables("eta"))
+symbols = [symbolic_regression()]
 # The smallest case: W₀ = 1, one example x = 1, y = 0, tested at x = 1, with rate 1.
 smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1)[()])
-FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2), tests=(1,))
-             + [dict(n=3, d_in=3, d_out=2, tests=2)],
+mean_squared = lambda outputs, targets: (outputs - targets) / len(targets)     # its gradient
+FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2)) + [dict(n=3, d_in=3, d_out=2, tests=2)],
              every(n=range(1, 4), d_in=(1, 2, 3), d_out=(1, 2, 3), tests=(1, 2)))
 
 
 # ---- Review Eq 1 to 4 ---------------------------------------------------------------------------
 
-@theorem("Dual form", "review Eq 1-4", regressions(least=0),
-         [dict(n=0, d_in=2, d_out=2, tests=1), *FEW], symbolic_regression)
+@theorem("Dual form", "review Eq 1-4", cases, [dict(n=0, d_in=2, d_out=2, tests=1), *FEW],
+         symbolic_regression)
 def four_lines(case):
     """(W₀ + ΔW) x = W₀ x + (Σ e_i ⊗ x_i) x = W₀ x + Σ e_i (x_i·x) = W₀ x + LinAttn(E, X, x)."""
     W0, X, E, x, _ = case
     line_1 = x @ (W0 + weight_update(E, X)).T
     line_2 = x @ W0.T + x @ sum((np.multiply.outer(e, x_i) for e, x_i in zip(E, X)), 0 * W0).T
-    sums = [sum((e * (x_i @ q) for e, x_i in zip(E, X)), 0 * W0[:, 0]) for q in x]
-    line_3 = x @ W0.T + np.stack(sums)
-    line_4 = x @ W0.T + lin_attn(E, X, x)
-    one_input = x[0] @ W0.T + lin_attn(E, X, x[0]), dual_form(W0, E, X, x[0])    # as one row
+    line_3 = np.stack([sum((e * (x_i @ q) for e, x_i in zip(E, X)), W0 @ q) for q in x])
+    line_4, one_input = (q @ W0.T + lin_attn(E, X, q) for q in (x, x[0]))
     together = line_2, line_3, line_4, dual_form(W0, E, X, x)
-    return (*together, *one_input), (line_1,) * 4 + (line_1[0],) * 2
-
+    return (*together, one_input, dual_form(W0, E, X, x[0])), (line_1,) * 4 + (line_1[0],) * 2
 
 @broken(four_lines, "attention weights divided by their sum", cases, symbols,
         difference="- X0_0*Y0_0*x0_0 + Y0_0")     # a weight of 1 in the place of X x
@@ -99,14 +89,9 @@ def test_at_the_input_zero_softmax_gives_the_mean_error(rng, n):
 
 # ---- A step, and a whole run --------------------------------------------------------------------
 
-def mean_squared_gradient(outputs, targets):
-    return (outputs - targets) / len(targets)
-
-
-def unknown_loss(outputs, targets):
-    """The gradient at the outputs of a loss that may be any function of all outputs and targets."""
-    everything = np.concatenate([outputs.ravel(), targets.ravel()])
-    return unknown("loss")(everything)[:outputs.size].reshape(outputs.shape)
+def unknown_loss(F, Y):
+    """The gradient at the outputs F of a loss that may be any function of all of F and Y."""
+    return unknown("loss")(np.concatenate([F, Y], axis=None))[:F.size].reshape(F.shape)
 
 
 def gradient_of(loss, W):
@@ -120,45 +105,32 @@ def a_step(case, n=None):
     loss = ((case.X @ case.W0.T - case.Y) ** 2).sum() / (2 * (n or len(case.X)))
     return case.trained(), case.W0 - case.eta * gradient_of(loss, case.W0)
 
-
 @broken(a_step, "the loss without the 1/n", None, [symbolic_regression(n=2)])
 def without_the_number_of_examples(case):
     return a_step(case, n=1)
-
-
-def entry_by_entry(case, steps, gradient):
-    """Gradient descent by the chain rule: ∂L/∂W_oi = Σ_j ∂L/∂F(x_j)_o x_ji."""
-    W, X, Y, _, eta = case
-    for _ in range(steps):
-        g = gradient(np.array([[row @ x for row in W] for x in X]), Y)
-        W = np.array([[W[o, i] - eta * sum(e[o] * x[i] for e, x in zip(g, X))
-                       for i in range(W.shape[1])] for o in range(len(W))])
-    return W
 
 
 @theorem("Dual form of a whole training run", "Irie; review Eq 4",
          st.tuples(cases, st.integers(0, 3)), along(FEW, steps=range(4)),
          lambda steps, **shape: (symbolic_regression(**shape), steps, unknown_loss),
          floats=lambda rng, dtype: (float_regression(rng, dtype), 9), ulps=64)
-def whole_run(case, steps, gradient=mean_squared_gradient):
-    """Weights and dual form of a recorded run  =  the weights found entry by entry, applied."""
-    W, E, X_seen = gradient_descent(*case[:3], case.eta, steps, gradient)
-    expected = entry_by_entry(case, steps, gradient)
-    return (W, dual_form(case.W0, E, X_seen, case.x)), (expected, case.x @ expected.T)
-
+def whole_run(case, steps, gradient=mean_squared, recorded=lambda E: E):
+    """Weights and dual form of a recorded run  =  the weights by ∂L/∂W = Σ_j ∂L/∂F(x_j) ⊗ x_j."""
+    expected, X, Y, x, eta = case
+    W, E, X_seen = gradient_descent(case.W0, X, Y, eta, steps, gradient)
+    for _ in range(steps):
+        errors = gradient(np.array([expected @ row for row in X]), Y)
+        expected = expected - eta * sum(map(np.multiply.outer, errors, X))
+    return (W, dual_form(case.W0, recorded(E), X_seen, x)), (expected, x @ expected.T)
 
 @broken(whole_run, "the sign of the error signals reversed", cases, symbols, smallest,
         difference="2*W0_0*X0_0^2*eta*x0_0 - 2*X0_0*Y0_0*eta*x0_0")     # twice the step
 def with_the_sign_of_the_errors_reversed(case):
-    W, E, X_seen = gradient_descent(*case[:3], case.eta)
-    return dual_form(case.W0, -E, X_seen, case.x), case.x @ W.T
-
+    return whole_run(case, 1, recorded=lambda E: -E)
 
 @broken(whole_run, "the errors of the first step again at the second", cases, symbols)
 def with_the_errors_of_the_first_step_in_both_steps(case):
-    _, E, _ = gradient_descent(*case[:3], case.eta)
-    W, _, X_seen = gradient_descent(*case[:3], case.eta, 2)
-    return dual_form(case.W0, np.concatenate([E, E]), X_seen, case.x), case.x @ W.T
+    return whole_run(case, 2, recorded=lambda E: np.tile(E[:len(E) // 2], (2, 1)))
 
 
 # ---- Potential functions ------------------------------------------------------------------------
@@ -169,27 +141,23 @@ def squares(X):
     return np.concatenate([0 * X[..., :1] + 1, X, X, pairs], axis=-1)
 
 
-def any_features(steps, squares=False, twice_as_wide=False, **shape):
-    """Every loss, and those features or every φ: ℝᵈ → ℝᵈ or ℝ²ᵈ."""
+def any_features(steps, width, **shape):
+    """Every loss, and those features or, of so many times the width, every φ."""
     def phi(x):
-        one, other = unknown("phi")(x), unknown("psi")(x)
-        return np.concatenate([one, other], axis=-1) if twice_as_wide else one
+        return np.concatenate([unknown(name)(x) for name in ("phi", "psi")[:width]], axis=-1)
 
     case = symbolic_regression(**shape), steps, unknown_loss
-    return case if squares else (*case, phi, lambda a, b: phi(a) @ phi(b))
+    return (*case, phi, lambda a, b: phi(a) @ phi(b)) if width else case
 
 
 @theorem("Potential function", "Aizerman et al.", st.tuples(cases, st.integers(1, 2)),
-         along(FEW, steps=(1, 2), squares=[True])
-         + along(FEW, steps=(1, 2), twice_as_wide=(False, True)), any_features)
-def potential(case, steps=1, gradient=mean_squared_gradient, phi=squares,
-              kernel=lambda a, b: (1 + a @ b) ** 2):
+         along(FEW, steps=(1, 2), width=range(3)), any_features)
+def potential(case, steps=1, loss=mean_squared, phi=squares, kernel=lambda a, b: (1 + a @ b) ** 2):
     """A sum of kernels  =  the layer on the features φ(x) after a run from W₀ = 0."""
     _, X, Y, x, eta = case
     zero = 0 * np.multiply.outer(Y[0], phi(X)[0])
-    W, E, _ = gradient_descent(zero, phi(X), Y, eta, steps, gradient)
+    W, E, _ = gradient_descent(zero, phi(X), Y, eta, steps, loss)
     return kernel_prediction(E, np.tile(X, (steps, 1)), x, kernel), phi(x) @ W.T
-
 
 @broken(potential, "a kernel of other features", cases, symbols,
         smallest._replace(Y=fractions([[1]])), difference="- X0_0*Y0_0*eta*x0_0")
@@ -199,22 +167,21 @@ def with_the_kernel_of_other_features(case):
 
 # ---- Dai et al. ---------------------------------------------------------------------------------
 
-def demonstrations(numbers, m=1, n=1, d=1, d_k=1, d_v=1, descent=False):
+def demonstrations(numbers, m=1, n=1, d=1, d_k=1, d_v=1, step=False):
     """Demonstrations (m, d), query tokens (n, d), w_k (d, d_k), w_v (d, d_v), a query (d_k,)."""
     shapes = dict(c=(m, d), x=(n, d), k=(d, d_k), v=(d, d_v), q=(d_k,))
     return tuple(numbers(name, *shape) for name, shape in shapes.items())
 
 
-random_demonstrations = st.tuples(case_rngs, *[sizes] * 5).map(lambda drawn: demonstrations(
-    lambda _, *shape: uniform(drawn[0], *shape), *drawn[1:]))
-symbolic_demonstrations = partial(demonstrations, variables)
 DAI = "Demonstrations are a weight update", "Dai et al. §3"
+symbolic = partial(demonstrations, variables)
+drawn = st.builds(lambda rng, *how: demonstrations(lambda _, *shape: uniform(rng, *shape), *how),
+                  case_rngs, *[sizes] * 5)
 
 
-@theorem(*DAI, random_demonstrations, shapes(
-    every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2), d_v=(1,))
-    + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
-    every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic_demonstrations)
+@theorem(*DAI, drawn, shapes(
+    every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2)) + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
+    every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic)
 def relaxed_attention(context, x, w_k, w_v, q):
     """(W_ZSL + ΔW_ICL) q  =  attention to [demonstrations; query tokens]."""
     tokens = np.concatenate([context, x])
@@ -222,8 +189,7 @@ def relaxed_attention(context, x, w_k, w_v, q):
     return updated @ q, lin_attn(tokens @ w_v, tokens @ w_k, q)
 
 
-@theorem(*DAI, None, every(m=(1, 2), n=(1,), d=(2,), d_k=(1, 2), d_v=(1, 2), descent=[True]),
-         symbolic_demonstrations)
+@theorem(*DAI, None, every(m=(1, 2), n=[1], d=[2], d_k=(1, 2), d_v=(1, 2), step=[True]), symbolic)
 def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     """On L = −Σ_i v_i·W k_i, whose error signals are the values, from any W."""
     K, V, W = context @ w_k, context @ w_v, variables("W", w_v.shape[1], w_k.shape[1])
@@ -231,9 +197,8 @@ def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     expected = W - gradient_of(-(V * (K @ W.T)).sum(), W)
     return (step, W + icl_weight_update(context, w_k, w_v), E), (expected, expected, V)
 
-
-@broken(relaxed_attention, "dividing by Σ q·k on both sides", random_demonstrations,
-        [symbolic_demonstrations()], (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
+@broken(relaxed_attention, "dividing by Σ q·k on both sides", drawn, [symbolic()],
+        (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
 def with_a_normalizer_the_weights_and_the_update_do_not_add(context, x, w_k, w_v, q):
     answer, attention = relaxed_attention(context, x, w_k, w_v, q)
     scores = np.concatenate([context, x]) @ w_k @ q
@@ -250,14 +215,12 @@ def regression_tokens(case):
 
 @theorem("One sum, three names", "all three papers", cases, FEW, symbolic_regression)
 def three_names(case):
-    """b_KV, by Theorem 4.1, 4.5 and its sum, Dai's ΔWᵀ, and −(n/η) times von Oswald's ΔWᵀ."""
+    """b_KV by Theorem 4.1 and 4.5, Dai's ΔWᵀ, the sum itself, −(n/η) times von Oswald's ΔWᵀ."""
     W0, X, Y, _, eta = case
     tokens, w_k, w_v = regression_tokens(case)
     b_kv = linear_bias(tokens, w_k, w_v, 0 * W0.T)
-    return (attention_bias(tokens @ w_k, tokens @ w_v).kv, key_value_matrix(X, X @ W0.T - Y),
-            icl_weight_update(tokens, w_k, w_v).T,
-            -(len(X) / eta) * (case.trained() - W0).T), (b_kv,) * 4
-
+    return (attention_bias(tokens @ w_k, tokens @ w_v).kv, icl_weight_update(tokens, w_k, w_v).T,
+            key_value_matrix(X, X @ W0.T - Y), -len(X) / eta * (case.trained() - W0).T), (b_kv,) * 4
 
 @broken(three_names, "values −y, though W₀ ≠ 0", cases, symbols, smallest,
         difference="- W0_0*X0_0^2")     # W₀ times the Hessian
@@ -268,16 +231,14 @@ def with_the_targets_as_values(case):
 
 @theorem("Converting a context is a step", "Thm 4.5, Prop 1", cases, FEW, symbolic_regression)
 def converted_regression(case, start=1):
-    """Attention from the converted context, beside W₀ x, and LSA  =  the stepped layer."""
+    """Attention of x to the converted context alone, beside W₀ x, and LSA  =  the stepped layer."""
     W0, X, _, x, eta = case
     tokens, w_k, w_v = regression_tokens(case)
     bias = attention_bias(tokens @ w_k, tokens @ w_v)
-    nothing = 0 * x, 0 * (x @ W0.T)       # the test inputs attend to the bias alone
-    attention, _ = parallel_attention(x, *nothing, bias, normalize=False)
+    attention, _ = parallel_attention(x, 0 * x, 0 * x @ W0.T, bias, normalize=False)
     _, moved = lsa(tokens, np.hstack([x, -x @ W0.T]), gd_weights(W0, eta, len(X)))
     from_bias = start * (x @ W0.T) - eta / len(X) * attention
     return (from_bias, -moved[:, X.shape[1]:]), (x @ case.trained().T,) * 2
-
 
 @broken(converted_regression, "leaving out W₀ x", cases, symbols, smallest,
         difference="- W0_0*x0_0")
@@ -287,59 +248,45 @@ def without_the_start_of_the_weights(case):
 
 # ---- What the functions do with their arguments -------------------------------------------------
 
-def kernel(a, b):
-    """A kernel that is not symmetric."""
-    return (a[0] + a[1] * b[0] + b[1] * b[1]) * (a[1] + b[0] * b[1])
-
-
+kernel = lambda a, b: (a[0] + a[1] * b[0] + b[1] * b[1]) * (a[1] + b[0] * b[1])  # not symmetric
 attention, predict = lambda q, K, V: lin_attn(V, K, q), partial(kernel_prediction, kernel=kernel)
 CASES = [
-    case("lin_attn", attention, "q:rk K?:nk V?:nv"),
-    case("lin_attn, one query", attention, "q!:k K:nk V:nv"),
-    case("lin_attn, one context", attention, "q:rk K!:nk V!:nv"),
-    case("weight_update", weight_update, "E:no X:ni"),
+    case("lin_attn", attention, "q:rk K?:nk V?:nv"), case("one query", attention, "q!:k K:nk V:nv"),
+    case("one context", attention, "q:rk K!:nk V!:nv"), case("update", weight_update, "E:no X:ni"),
     case("icl_weight_update", icl_weight_update, "context:nd w_k?:dk w_v?:dv"),
     case("dual_form", dual_form, "W0?:oi E:no X:ni x:ri"),
     case("dual_form, one input", dual_form, "W0?:oi E:no X:ni x!:i"),
     case("dual_form, one layer", dual_form, "W0!:oi E?:no X=:ni x:ri"),
-    case("gradient_descent", partial(gradient_descent, eta=1), "W0!:oi X!:ni Y!:no", float),
-    case("kernel_prediction", predict, "alpha!:no X!:ni x:i"),
-    case("kernel_prediction of rows", predict, "alpha!:n X!:ni x:ri")]
+    *[case(f"gradient_descent, {n} steps", partial(gradient_descent, eta=1, steps=n),
+           "W0!:oi X!:ni Y!:no", float) for n in (0, 1, 2)],
+    case("potential", predict, "alpha!:no X!:ni x:i"), case("rows", predict, "alpha!:n X!:ni x:ri")]
 test_batches, test_types = batches(*CASES), float_types(*CASES)
 
 
 def test_each_output_of_a_potential_function_has_its_own_weights():
     K, V, q = (uniform(np.random.default_rng(n), n, 2) for n in (3, 3, 5))
     expected = np.stack([sum(v * kernel(k, x) for k, v in zip(K, V)) for x in q])
-    assert_exactly_equal(predict(V, K, q), expected)
-    assert_exactly_equal(predict(V[:, 1], K, q), expected[:, 1])
+    assert_exactly_equal([predict(V, K, q), predict(V[:, 1], K, q)], [expected, expected[:, 1]])
+    for one in 0.75, fractions(0.75)[()]:     # a kernel may return whole numbers before others
+        X = np.array([[0], [1]], type(one))
+        assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: one if x_i[0] else 0) == one
 
 
-@pytest.mark.parametrize("fraction", [0.75, Fraction(3, 4)])
-def test_a_kernel_may_return_whole_numbers_before_fractions(fraction):
-    X = np.array([[0], [1]], type(fraction))
-    assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: fraction if x_i[0] else 0) == fraction
-
-
-def test_arrays_may_be_one_array_or_views_of_any_layout():
+def test_arrays_may_be_one_array_or_views_of_any_layout_and_stay_as_they_are():
     x = np.random.default_rng(0).integers(-9, 9, (2, 4, 4))
-    K, V, apart = x[..., :2], x[..., 1:3], x[0].astype(float)
-    assert_exactly_equal(lin_attn(V, K, K), K @ (K.mT @ V))
     assert_exactly_equal([lin_attn(x, x, x), weight_update(x, x)], [x @ (x.mT @ x), x.mT @ x])
-    run, expected = (gradient_descent(*data, 0.5) for data in ([apart] * 3, np.stack([apart] * 3)))
-    assert_close(run, expected, ulps=0)
     for y in layouts(x):
-        assert_exactly_equal(dual_form(y, y, y, y), dual_form(x, x, x, x))
-        assert_exactly_equal(predict(y[0], y[0], y), predict(x[0], x[0], x))
+        assert_exactly_equal([dual_form(y, y, y, y), predict(y[0], y[0], y)],
+                             [dual_form(x, x, x, x), predict(x[0], x[0], x)])
+    for function, spec, _ in (each.values for each in CASES):
+        assert_arguments_stay(function, *(a(*map(LENGTHS.get, x.split(":")[1])) for x in spec))
 
 
-def test_pythons_numbers_leave_float32_and_numpys_own_do_not():
+def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():
     W0, X, Y = (np.ones(s, np.float32) for s in ((1, 2), (3, 2), (3, 1)))
     for eta, dtype in (0.125, np.float32), (1, np.float32), (np.float64(0.125), np.float64):
         assert [x.dtype for x in gradient_descent(W0, X, Y, eta)] == [dtype, dtype, np.float32]
-
-
-def test_whole_numbers_and_mixed_types_are_promoted_and_not_cut():
+    assert [x.shape for x in gradient_descent(W0, X, Y, 1, 0)] == [(1, 2), (0, 1), (0, 2)]
     _, X, Y = data = [np.arange(np.prod(s)).reshape(s) for s in ((2, 3), (4, 3), (4, 2))]
     expected = gradient_descent(*(x.astype(float) for x in data), 0.3, 2)
     for types in (int, int, int), (int, float, float), (np.float32, int, float), (float, int, int):
@@ -348,42 +295,26 @@ def test_whole_numbers_and_mixed_types_are_promoted_and_not_cut():
     np.testing.assert_array_equal(lin_attn(Y / 2, X, X.astype(np.float32)), X @ (X.T @ Y) / 2)
 
 
-def test_no_step_records_nothing_and_arguments_stay():
-    W0, X, Y = a(2, 3), a(4, 3), a(4, 2)
-    W, E, seen = gradient_descent(W0, X, Y, 0.1, 0)
-    assert E.shape == (0, 2) and seen.shape == (0, 3) and (W == W0).all()
-    for steps in 0, 1, 2:
-        assert_arguments_stay(partial(gradient_descent, eta=0.1, steps=steps), W0, X, Y)
-    for function, *arguments in ((dual_form, W0, Y, X, X), (predict, Y, X, X), (lin_attn, Y, X, X),
-                                 (weight_update, Y, X), (icl_weight_update, X, X.T, X.T)):
-        assert_arguments_stay(function, *arguments)
-
-
 def calls(function, names, *shapes):
-    """The function at ones of these shapes, and the names and shapes for its message."""
-    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), each) if name != "_"),
-             partial(function, *(a(*s) for s in each))) for each in shapes]
+    """The function at ones of these shapes, 23 for (2, 3), and the words for its message."""
+    each = [[tuple(map(int, shape)) for shape in given.split()] for given in shapes]
+    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), given) if name != "_"),
+             partial(function, *map(np.ones, given))) for given in each]
 
 
 descend = partial(gradient_descent, eta=1.0)
 test_mistakes = refused(
-    *calls(attention, "q K V", ((2,), (4, 2), (3, 2)), ((2,), (3, 4), (3, 2)),
-           ((3,), (3, 2), (3, 2)), ((2,), (3, 2), (1, 2)), ((5, 2), (2, 3, 2), (2, 3, 2)),
-           ((2,), (3, 2), (3,)), ((3, 5, 2), (2, 3, 2), (2, 3, 2)), ((4,), (2, 3, 4), (1, 3, 4))),
-    *calls(weight_update, "E X", ((3, 2), (1, 2)), ((4, 2), (1, 3)), ((3,), (3, 2)),
-           ((2, 3, 2), (3, 2)), ((1, 3, 2), (2, 3, 2))),
-    *calls(dual_form, "W0 E X _", ((2, 2), (3, 1), (3, 2), (2,)), ((1, 4), (3, 6), (3, 4), (4,)),
-           ((1, 2), (3, 1), (1, 2), (2,)), ((2, 1, 2), (3, 1), (3, 2), (2,))),
-    *calls(dual_form, "_ V K q", ((6, 4), (2, 3, 6), (2, 3, 4), (2, 4))),
-    *calls(descend, "W0 X Y", ((1, 2), (3, 2), (1, 1)), ((1, 2), (3, 2), (3,)),
-           ((1, 1), (3, 2), (3, 1)), ((1, 2), (2, 3, 2), (2, 3, 1))),
-    *calls(descend, "_ X _", ((1, 2), (0, 2), (0, 1)), ((4, 1, 2), (4, 3, 2), (4, 3, 1))),
+    *calls(attention, "q K V", "2 42 32", "2 34 32", "3 32 32", "2 32 12", "2 32 3", "52 232 232",
+           "352 232 232", "4 234 134"),
+    *calls(weight_update, "E X", "32 12", "42 13", "3 32", "232 32", "132 232"),
+    *calls(icl_weight_update, "context w_k w_v", "32 32 22", "32 22 522", "32 522 22"),
+    *calls(dual_form, "W0 E X _", "22 31 32 2", "14 36 34 4", "12 31 12 2", "212 31 32 2"),
+    *calls(dual_form, "_ V K q", "64 236 234 24"),
+    *calls(predict, "_ X _", "3 22 2", "2 222 2", "1 32 2", "3 32 3", "221 222 2"),
+    *calls(descend, "W0 X Y", "12 32 11", "12 32 3", "11 32 31", "12 232 231"),
+    *calls(descend, "_ X _", "12 02 01", "412 432 431"),
     ("steps = -1", lambda: descend(a(1, 2), a(3, 2), a(3, 1), steps=-1)),
     *[(words, lambda E=E: descend(a(2, 2), a(3, 2), a(3, 2), gradient=lambda F, Y: E))
       for E, words in [(a(3, 1), "dimension 1"), (a(1, 2), "E (1, 2), X (3, 2)")]],
-    *calls(predict, "_ X _", ((3,), (2, 2), (2,)), ((2,), (2, 2, 2), (2,)), ((1,), (3, 2), (2,)),
-           ((3,), (3, 2), (3,)), ((2, 2, 1), (2, 2, 2), (2,))),
-    *calls(icl_weight_update, "context w_k w_v", ((3, 2), (3, 2), (2, 2)),
-           ((3, 2), (2, 2), (5, 2, 2)), ((3, 2), (5, 2, 2), (2, 2))),
     *[(f"X; {t}", lambda t=t: weight_update(a(3, 2), a(3, 2).astype(t)))
       for t in ("bool", "uint8", "float16")])
