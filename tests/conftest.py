@@ -10,8 +10,10 @@ import gc
 import os
 from collections import Counter, defaultdict
 
-import pytest
-from hypothesis import Phase, settings
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")   # for small matrices threads are in the way
+
+import pytest  # noqa: E402
+from hypothesis import Phase, settings  # noqa: E402
 
 pytest.register_assert_rewrite("exact", "polynomials", "theorem")   # or python -O drops their asserts
 import exact  # noqa: E402
