@@ -210,7 +210,7 @@ def gradient_descent(W0, X, Y, eta, steps=1, gradient=lambda F, Y: (F - Y) / len
         raise ValueError(f"need matrices, n ≥ 1 and steps ≥ 0, got X {X.shape} and steps = {steps}")
     W, errors = W0.copy(), [Y[:0]]
     for _ in range(steps):
-        errors.append(-eta * gradient(X @ W.T, Y))
+        errors.append(-(eta * gradient(X @ W.T, Y)))
         W = W + weight_update(errors[-1], X)
     return W, np.concatenate(errors), np.tile(X, (steps, 1))
 
@@ -266,7 +266,7 @@ def lsa(context, query, weights):
 def _blocks(w0, factors, n=1):
     """1/n [[a I, b W₀ᵀ], [c W₀, d I]] for factors [[a, b], [c, d]], in W₀'s arithmetic."""
     check_shapes("w0:oi", w0)
-    if w0.ndim != 2 or n < 1:
+    if w0.ndim != 2 or not n >= 1:
         raise ValueError(f"w0 must be (d_out, d_in) and n at least 1, got {w0.shape} and n = {n}")
     I_y, I_x = (np.eye(length, dtype=w0.dtype) + 0 * w0[:1, :1].sum() for length in w0.shape)
     (a, b), (c, d) = factors
@@ -301,7 +301,8 @@ def gd_plus_plus_weights(w0, eta, gamma, n):
     """
     w_k = _blocks(w0, [[1, 0], [0, 0]])
     w_v = _blocks(w0, [[1, 0], [1, -1]])
-    return LSA(w_k, w_k, w_v, _blocks(w0, [[-gamma * n, 0], [0, eta]], n))
+    p = _blocks(w0, [[0, 0], [0, eta]], n) - _blocks(w0, [[gamma, 0], [0, 0]])
+    return LSA(w_k, w_k, w_v, p)
 
 
 def alternating_tokens(x, y):
@@ -324,6 +325,8 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
     On `alternating_tokens`, of widths n_x and n_y, the odd rows become (x_j, y_j, e_{2j−1}), which
     `gd_weights` needs. Source: Prop 3, App A.5.
     """
+    if min(n_x, n_y, n) < 0:
+        raise ValueError(f"lengths must not be negative, got {n_x = }, {n_y = }, {n = }")
     width = n_x + n_y + 2 * n
     w_q = np.eye(2 * n, width, k=n_x + n_y, dtype=dtype)
     w_k = np.eye(2 * n, width, k=n_x + n_y + 1, dtype=dtype)
@@ -390,6 +393,8 @@ def fitted_bias(attention, v, rows):
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)
     if not kept.shape[-2] or (kept.sum(axis=-1) != 1).any() or (kept.sum(axis=-2) > 1).any():
         raise ValueError(f"rows {rows.shape} must be different numbers from 0 to {v.shape[-2] - 1}")
+    if not (attention >= 0).all():
+        raise ValueError(f"attention {attention.shape} must not be negative, nor NaN")
     A_R, e = attention @ kept.mT, kept + 1 / kept.shape[-2]
     seen, among_kept = A_R.mT @ attention, A_R.mT @ A_R
     for _ in range(100):

@@ -24,9 +24,9 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
 Arithmetic comes from the input, by NumPy's own promotion: float32 gives float32 (an np.float64
 scalar makes it float64, Python's numbers do not), object arrays of Fractions or any exact ring the
-same: a field where something is divided, so no ints. Arrays of bool, unsigned numbers and float16,
-whose sums go wrong silently, are a TypeError; shapes that do not fit are a ValueError with the
-shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+same: a field where something is divided, so no ints. Where shapes are checked, arrays of bool,
+unsigned numbers and float16, whose sums go wrong silently, are a TypeError; shapes that do not fit
+are a ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -43,9 +43,9 @@ def check_shapes(spec, *arrays):
     """
     parts, lengths, batch = [part.split(":") for part in spec.split()], {}, ()
     for (name, letters), a in zip(parts, arrays):
-        if not isinstance(a, np.ndarray) or a.dtype.char not in "bhilqpfdgFDGO":
+        if type(a) not in (np.ndarray, np.memmap) or a.dtype.char not in "bhilqpfdgFDGO":
             raise TypeError(f"{name.rstrip('?')} must be an array of signed integers, float32 or "
-                            f"wider, or objects, got {getattr(a, 'dtype', type(a).__name__)}")
+                            f"wider, or objects, got {type(a).__name__} {getattr(a, 'dtype', '')}")
         leading = a.shape[:-len(letters)]
         batch = leading if len(leading) > len(batch) else batch
     for (name, letters), a in zip(parts, arrays):
@@ -109,8 +109,8 @@ def rope(positions, theta):
 
     Angles are float64, as in float32 one is off by 0.0005 at 10,000; the result has theta's type.
     """
-    angles = np.multiply.outer(positions, theta, dtype=np.float64)
-    dtype = theta.dtype if theta.dtype.kind == "f" else np.float64
+    angles, dtype = np.multiply.outer(positions, theta, dtype=np.float64), np.asarray(theta).dtype
+    dtype = dtype if dtype.kind == "f" else np.float64
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
@@ -124,7 +124,8 @@ def rotate(x, cos, sin):
     check_shapes("x:nd cos?:rh sin?:rh", x, cos, sin)
     if cos.shape[-2] not in (1, x.shape[-2]) or 2 * cos.shape[-1] != x.shape[-1]:
         raise ValueError(f"cos {cos.shape}, sin {sin.shape} must be half as wide as x {x.shape}")
-    if x.dtype in (np.float32, np.float64):   # complex numbers times exp(i·angle): the same, faster
+    if x.dtype in (np.float32, np.float64) and "c" not in cos.dtype.kind + sin.dtype.kind:
+        # complex numbers times exp(i·angle): the same, faster
         z = np.ascontiguousarray(x).view(np.result_type(x, np.complex64))
         return (z * (cos + 1j * sin).astype(z.dtype)).view(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -156,7 +157,9 @@ class Bias(NamedTuple):
         """What attention with keys k and values v starts from: `bias` for each text, or zeros."""
         shape = (*k.shape[:-2], *k.shape[-1:], *v.shape[-1:])
         zeros = Bias(np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
-        start = zeros if bias is None else Bias(*bias)
+        start = zeros if bias is None else bias
+        if not isinstance(start, tuple) or len(start) != 2:
+            raise TypeError(f"bias must be a Bias or None, got {type(bias).__name__}")
         check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *start)
         return Bias(*map(np.broadcast_to, start, (shape, shape[:-1])))
 
@@ -221,7 +224,7 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     sums stay in the frame of position 0 until the end, so that they are turned once.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
-    if chunk < 1:
+    if not 1 <= chunk < np.inf:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     (b_kv, b_d), n, chunk = Bias.start(k, v, bias), q.shape[-2], int(chunk)
     for i in range(0, max(n, 1), chunk):
@@ -341,7 +344,7 @@ def generate(model, tokens, n, biases=None):
     The first among equals wins; logits that are not finite are a ValueError, and so are more tokens
     to be read, m + n − 1, than model.max_length, which does not know of those that became `biases`.
     """
-    x, biases = _embed_tokens(model, tokens, biases)
+    (x, biases), n = _embed_tokens(model, tokens, biases), int(n)
     if n < 0 or x.ndim != 2 or not len(x) or len(x) + n - 1 > (model.max_length or np.inf):
         raise ValueError(f"tokens must be (m,), m ≥ 1, n ≥ 0, m + n − 1 ≤ {model.max_length} (if "
                          f"not None), got {np.shape(tokens)} and {n = }")

@@ -231,12 +231,14 @@ def test_no_bias_of_another_shape_ever_gives_an_answer(kv, d):
 
 
 test_mistakes = refused(
+    *[("must be an array; " + type(x).__name__, lambda x=x: parallel_attention(x, a(2, 1), a(2, 1)))
+      for x in (np.ma.array(a(2, 1), mask=[[0], [1]]), np.rec.array(a(2, 1)), a(2, 1).view(np.matrix))],
     ("cos (4, 1)", lambda: recurrent_attention(*[a(4, 3)] * 3, rope=partial(rope, theta=a(1)))),
-    ("chunk; 0", lambda: chunked_attention(a(2, 2), a(2, 2), a(2, 2), chunk=0)),
+    *[("chunk", lambda c=c: chunked_attention(*[a(2, 2)] * 3, chunk=c)) for c in (0, np.inf, np.nan)],
     *[("partial(rope, theta=...)", lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r))
       for form in FORMS.values() for r in (rope, a(2), 1)],
     *[("Bias", lambda form=form, b=b: form(*[a(4, 2)] * 3, b))
-      for form in FORMS.values() for b in (0, (), False, "")],
+      for form in FORMS.values() for b in (0, (), False, "", a(2, 2, 2), [a(2, 2), a(2)])],
     *[(f"{name}; {t}", lambda form=form, i=i, t=t: form(*(
         x.astype(t) if i == j else x for j, x in enumerate([a(4, 2)] * 3))))
       for form in (*FORMS.values(), softmax_attention) for i, name in enumerate("qkv")

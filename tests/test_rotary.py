@@ -87,6 +87,8 @@ def test_floats_complex_numbers_and_fractions_turn_alike(rng, pairs):
     table = rational_rope(np.arange(3), rotations(rng, pairs))
     exact, floats = rotate(fractions(x), *table), [t.astype(float) for t in table]
     assert_exactly_equal(rotate(x, *table), exact)
+    np.testing.assert_array_equal(rotate(a(1, 2), 1j * a(1, 1), 0 * a(1, 1)), [[1j, 1j]])
+    assert rope_frequencies(0).shape == (0,) and rope([1, 2], [1.0])[0].shape == (2, 1)
     for y in x.astype(float), x * 1j, x.astype(">f8"):
         expected = exact.astype(float) * (1j if y.dtype.kind == "c" else 1)
         np.testing.assert_allclose(rotate(y, *floats), expected, atol=1e-13)

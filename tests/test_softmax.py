@@ -345,6 +345,7 @@ test_mistakes = refused(
     ("similarity (2, 1, 5)", lambda: similarity_attention(a(2, 1, 5), q, q, None)),
     ("phi_q (3, 3)", lambda: similarity_attention(a(2, 2), a(3, 3), a(2, 3), None)),
     ("normalizer; 0", lambda: similarity_attention(0 * a(2, 2), a(2, 3), a(2, 3), None)),
+    *[("attention (2, 5, 4)", fitted([0], x * a(2, 5, 4))) for x in (-1, np.nan)],
     *[("rows; 0 to 3", fitted(rows)) for rows in (
         [0, 4], [-1], [1, 1], [0.5], np.zeros(0, int), [[0, 1], [2, 2]])],
     ("rows (3, 2)", fitted(np.zeros((3, 2), int))), ("rows; bool", fitted([True])),
