@@ -56,14 +56,9 @@ def descend(weights, gradient, steps, rate, clip=np.inf):
 
 def train(rng, steps, batch):
     """The layer, trained from small random matrices."""
-    return LSA(*descend(rng.normal(0, 0.1, (4, D + 1, D + 1)), lambda weights: np.array(
-        gradients(LSA(*weights), *tasks(rng, batch))), steps, rate=0.01))
-
-
-def best_rate(context, query, answer):
-    """The best learning rate of the step from W₀ = 0: its prediction is eta times that of 1."""
-    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
-    return one @ answer / (one @ one)
+    start = rng.normal(0, 0.1, (4, D + 1, D + 1))
+    return LSA(*descend(start, lambda w: np.array(gradients(LSA(*w), *tasks(rng, batch))), steps,
+                        rate=0.01))
 
 
 def sensitivities(weights, context):
@@ -90,8 +85,9 @@ def main(argv=None):
     rng = np.random.default_rng(options.seed)
     steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
     weights = train(rng, steps, batch)
-    test = context, query, answer = tasks(rng, tests)
-    eta = best_rate(*test)
+    context, query, answer = tasks(rng, tests)
+    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
+    eta = one @ answer / (one @ one)   # from W₀ = 0 a step's prediction is eta times that of rate 1
     step = gd_weights(np.zeros((1, D)), eta, N)
     ours, theirs = predict(weights, context, query), predict(step, context, query)
     s, s_step = sensitivities(weights, context), sensitivities(step, context)
