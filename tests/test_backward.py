@@ -13,8 +13,8 @@ from backward import A, adam, attention_gradients, gradients, loss_and_gradients
 from exact import (case_rngs, every, rational_norm, square_plus_one, symbolic_case, transformers,
                    uniform)
 from iclca_ref import attention_bias, key_value_matrix
-from linear_transformer import (Bias, chunked_attention, forward, identity, random_transformer, relu,
-                                rotate_at, softmax)
+from linear_transformer import (Bias, chunked_attention, forward, identity, random_transformer,
+                                relu, rotate_at, softmax)
 from polynomials import Polynomial, derivative, unknown, variables
 from theorem import broken, theorem
 
@@ -228,9 +228,8 @@ def test_the_gradients_are_the_derivatives_of_the_loss(started, d_ff, options):
     if not started:
         assert [d.kv.shape for d in found.pop()] == [(2, 4, 4)] * 2
         found.append(None)
-    p = softmax(forward(trees[0], tokens, trees[1])[0])[targets >= 0]
-    p = p[np.arange(len(p)), targets[targets >= 0]]
-    assert loss == pytest.approx(-np.log(p).mean(), rel=1e-12)
+    p = np.take_along_axis(softmax(forward(trees[0], tokens, trees[1])[0]), targets[..., None], -1)
+    assert loss == pytest.approx(-np.log(p[targets >= 0]).mean(), rel=1e-12)
     direction = directions(trees, lambda *shape: rng.standard_normal(shape))
 
     def moved(h):
@@ -260,8 +259,9 @@ def test_adam_takes_its_known_first_steps_changes_nothing_in_place_and_clips():
     assert one[0] == pytest.approx([0.9, 2.1]) and two[0] == pytest.approx([0.8, 2.2])
     assert moments[1][0] == pytest.approx([0.03, -0.04])
     assert one[1] == x[1] and x[0].tolist() == [1, 2] and one[2] == "a name"
-    _, (_, m, _) = adam(x, mapped(lambda a: 100 * a, g), 0.1, clip=1.0)
-    assert m[0] == pytest.approx([0.06, -0.08])   # a tenth of (0.6, −0.8)
+    _, (_, m, v) = adam(x, mapped(lambda a: 100 * a, g), 0.1, clip=1.0)
+    assert m[0] == pytest.approx([0.06, -0.08])   # a tenth of (0.6, −0.8), and 2% of its squares
+    assert v[0] == pytest.approx([0.0072, 0.0128])
 
 
 test_mistakes = refused(

@@ -22,7 +22,6 @@ class Folder(str):
     """One array per shard, in files. For workers that are threads a dict does the same."""
     def __setitem__(self, shard, x):
         np.save(f"{self}/{shard}.npy", x, allow_pickle=False)
-
     def __getitem__(self, shard):
         return np.load(f"{self}/{shard}.npy", allow_pickle=False)
 

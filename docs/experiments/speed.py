@@ -84,9 +84,9 @@ def attention(rng, n, size, repeat):
 def forms(rng, lengths, repeat):
     """The other forms of attention, and softmax, in units of chunked attention's time."""
     print("\ntime / chunked attention\n  tokens   recurrent    parallel     softmax")
-    calls = lt.chunked_attention, lt.recurrent_attention, lt.parallel_attention, lt.softmax_attention
     for n in lengths:
-        base, *others = seconds(repeat, *(partial(call, *qkv(rng, n)) for call in calls))
+        base, *others = seconds(repeat, *(partial(getattr(lt, f"{form}_attention"), *qkv(rng, n))
+                                          for form in "chunked recurrent parallel softmax".split()))
         print(f"{n:>8}" + "".join(f"{t / base:>12.2f}" for t in others))
 
 

@@ -96,8 +96,8 @@ def main(argv=None):
             score((name, m), logits(model, rest[:-1], biases))
             if m == sizes[-1] // 2 and not i:
                 show(name, rest[:3], biases)
-    lengths = [len(context) for context, _ in pairs]
-    print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, {SCORED} after each")
+    n = [len(context) for context, _ in pairs]
+    print(f"\n{len(n)} contexts of {min(n)} to {max(n)} tokens, {SCORED} after each")
     tables(found, seconds, sizes)
     patch(exact, *pairs[0])
 

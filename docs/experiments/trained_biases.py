@@ -95,7 +95,8 @@ def main(argv=None):
         print(f"{name:12}{summary(np.subtract(values[name], values['none']))}")
     model = trained(0, **QUICK if options.quick else SHORT)
     print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
-    for row in learn_a_context(model, np.random.default_rng(0), learn, {0, 10, 30, 100, 300, learn}):
+    measured = {0, 10, 30, 100, 300, learn}
+    for row in learn_a_context(model, np.random.default_rng(0), learn, measured):
         print("{:>9}{:>10.4f}{:>12.2f}{:>11.2f}".format(*row), flush=True)
 
 

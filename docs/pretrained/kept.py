@@ -94,11 +94,11 @@ def tables(found, seconds, sizes):
     dropped = [min((found[name, 0][i] for name in drops), key=np.mean) for i in range(3)]
     benefit = dropped - found["in context", 0]
     for title, cell in {
-            "kept, %": lambda x, m: ratio(dropped[0] - x[0], benefit[0]),
-            "KL kept, %": lambda x, m: ratio(dropped[1] - x[1], benefit[1]),
+            "kept, %": lambda x, _: ratio(dropped[0] - x[0], benefit[0]),
+            "KL kept, %": lambda x, _: ratio(dropped[1] - x[1], benefit[1]),
             "KL, above Att. Matching":
                 lambda x, m: ratio(found["Attention Matching", m][1] - x[1], benefit[1], "+"),
-            "error of the logits": lambda x, m: f"{x[2].mean():.3f}"}.items():
+            "error of the logits": lambda x, _: f"{x[2].mean():.3f}"}.items():
         print()
         table_row(title, (f"m = {m}" for m in sizes))
         for name in rules:
