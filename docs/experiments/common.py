@@ -1,25 +1,50 @@
-"""What the experiments share: where the two modules are, the command line, the end of a pipe."""
+"""What the experiments share: where the modules are, command line, errors, the end of a pipe."""
 import argparse, os, sys    # noqa: E401
 from pathlib import Path
+import numpy as np
 sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
 
 
 def command_line(doc, quick):    # a parser with --quick, to which a script may add its own options
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    title, more, *_ = doc.split("\n\n")
+    parser = argparse.ArgumentParser(description=title, epilog=more)
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser
 
 
-def at_least(lowest, text):      # the type of an option that is a number: partial(at_least, lowest)
-    if text.isdecimal() and int(text) >= lowest:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number, {lowest} or more: got {text}")
+def at_least(lowest):            # the type of an option that is a whole number
+    def number(text):
+        if text.isdecimal() and int(text) >= lowest:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"must be a whole number, {lowest} or more: got {text}")
+    return number
+
+
+def progress(text, end="\n"):    # on stderr, so that it is not part of the table
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def mean_and_error(x):           # over the first axis; of one alone the error is not known: 0
+    return np.mean(x, axis=0), np.std(x, axis=0) / max(len(x) - 1, 1) ** 0.5
+
+
+def told(main):                  # main, for which a file that is not sound is one line and exit 2
+    def run(argv=None):
+        try:
+            return main(argv)
+        except BrokenPipeError:
+            raise
+        except (OSError, ValueError) as error:
+            progress(f"{Path(main.__code__.co_filename).name}: {error}")
+            return 2
+    return run
 
 
 def start(main):                 # main(), also without UTF-8, and if nobody reads on (`| head`)
     try:
         sys.stdout.reconfigure(errors="replace")
-        main()
+        code = main()
         sys.stdout.flush()
     except BrokenPipeError:
         os._exit(1)              # another flush, at the exit, would fail again
+    sys.exit(code)

@@ -11,7 +11,7 @@ trained from random matrices by gradients written down by hand, beside two steps
 import numpy as np
 from common import command_line, start
 from iclca_ref import gd_plus_plus_weights, lsa
-from one_gd_step import D, N, average, tasks
+from one_gd_step import D, N, average, descend, tasks
 
 
 def after(layers, batch, eta, gamma):
@@ -43,21 +43,17 @@ def tune(layers, batch, best, factor=1.5):
     return best
 
 
-# ---- A recurrent layer, trained: e_j ← e_j + B S Aᵀ e_j, S = Σ e_i e_iᵀ over the context ---------
-
-def step(tokens, A, B):
-    """All tokens (batch, N + 1, D + 1), the query last, after one layer; and S, for later."""
-    S = tokens[:, :N].mT @ tokens[:, :N]
-    return tokens + tokens @ A @ S @ B.T, S
-
-
 def loss_and_gradients(A, B, layers, tokens, answer):
-    """(prediction − y)² after so many uses of the layer; its mean's gradients at A and B."""
+    """(prediction − y)² of a recurrent layer, used so many times; its mean's gradients at A and B.
+
+    e_j ← e_j + B S Aᵀ e_j for all tokens (batch, N + 1, D + 1), the query last, S = Σ e_i e_iᵀ over
+    the context.
+    """
     seen = []
     for _ in range(layers):
-        before = tokens
-        tokens, S = step(before, A, B)
-        seen.append((before, S))
+        S = tokens[:, :N].mT @ tokens[:, :N]
+        seen.append((tokens, S))
+        tokens = tokens + tokens @ A @ S @ B.T
     r = -tokens[:, N, D] - answer
     d_tokens, d_A, d_B = np.zeros_like(tokens), 0 * A, 0 * B
     d_tokens[:, N, D] = -2 * r / len(r)
@@ -71,18 +67,14 @@ def loss_and_gradients(A, B, layers, tokens, answer):
     return r * r, d_A, d_B
 
 
-def train(rng, layers, steps, batch=256, rate=0.005):
-    """Adam from small random matrices; gradients clipped to norm 1: two layers can blow up."""
-    weights = 0.05 * rng.standard_normal((2, D + 1, D + 1))
-    m = v = np.zeros_like(weights)
-    for t in range(1, steps + 1):
-        context, query, answer = tasks(rng, batch)
-        _, *g = loss_and_gradients(*weights, layers, np.hstack([context, query]), answer)
-        g = np.array(g) / max(1, np.linalg.norm(g))
-        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
-        now = rate * np.cos(np.pi / 2 * (t - 1) / steps)
-        weights = weights - now * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
-    return weights
+def train(rng, layers, steps):
+    """From small random matrices; gradients clipped to norm 1: two layers can blow up."""
+    def gradient(weights):
+        *tokens, answer = tasks(rng, 256)
+        return np.array(loss_and_gradients(*weights, layers, np.hstack(tokens), answer)[1:])
+
+    start = 0.05 * rng.standard_normal((2, D + 1, D + 1))
+    return descend(start, gradient, steps, rate=0.005, clip=1.0)
 
 
 def main(argv=None):
@@ -98,8 +90,8 @@ def main(argv=None):
               f"{average(losses(layers, test, *plus)):>16}{plus[0]:>7.2f}{plus[1]:>8.4f}"
               f"{np.median(np.linalg.cond(x) ** 2):>11,.0f}", flush=True)
     if not quick:
-        context, query, answer = test
-        found = loss_and_gradients(*train(rng, 2, 6_000), 2, np.hstack([context, query]), answer)[0]
+        *tokens, answer = test
+        found = loss_and_gradients(*train(rng, 2, 6_000), 2, np.hstack(tokens), answer)[0]
         print(f"\nrecurrent layer, trained, used twice: {average(found)}")
 
 

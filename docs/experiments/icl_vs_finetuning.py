@@ -10,21 +10,15 @@ Then: is minus the gradient of that loss by biases, at 0, like ICLCA's biases of
 
     python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
 """
-
-from functools import partial
-
+from collections import defaultdict
 import numpy as np
-
-from common import at_least, command_line, start
+from common import at_least, command_line, mean_and_error, start
 from backward import loss_and_gradients
 from iclca_ref import iclca
-from linear_transformer import chunked_attention, forward, rotate_at
+from linear_transformer import check_shapes, chunked_attention, forward, rotate_at
 from trained_induction import QUICK, SHORT, TRIGGER, random_model, texts, trained
-
 RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
-
-# ---- The measures --------------------------------------------------------------------------------
 
 def unit(a):
     """a / ‖a‖ over the last axis; ValueError for no vectors, or one without a direction."""
@@ -36,8 +30,7 @@ def unit(a):
 
 def cosine(a, b):
     """a·b / (‖a‖ ‖b‖) over the last axis: a and b (..., d) of one shape. Raises as `unit` does."""
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have one shape, got {a.shape} and {b.shape}")
+    check_shapes("a:d b:d", a, b)
     return (unit(a) * unit(b)).sum(axis=-1)
 
 
@@ -47,9 +40,7 @@ def sim_aou(icl, fine_tuned, zero_shot):
     (examples, layers, width) each: the last token's output, scaled to norm 1 here. Both updates
     share zero_shot, so three random directions give 1/2 in wide vectors, 0.485 at width 9. §4.
     """
-    if not icl.shape == fine_tuned.shape == zero_shot.shape:
-        raise ValueError("icl, fine_tuned and zero_shot must have one shape, "
-                         f"got {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
+    check_shapes("icl:elw fine_tuned:elw zero_shot:elw", icl, fine_tuned, zero_shot)
     icl, fine_tuned, zero_shot = unit(icl), unit(fine_tuned), unit(zero_shot)
     return cosine(icl - zero_shot, fine_tuned - zero_shot).mean()
 
@@ -62,36 +53,29 @@ def sim_am(icl, fine_tuned):
 def rec_to_ftp(icl, fine_tuned, zero_shot):
     """Rec2FTP: of the examples (examples,) that fine-tuning corrects, the share that ICL corrects.
 
-    >>> yes, no = True, False
-    >>> rec_to_ftp(*map(np.array, ([yes, no], [yes, yes], [no, no])))
-    0.5
+    Booleans: which are answered right. NaN if it corrects none.
     """
     if not icl.dtype == fine_tuned.dtype == zero_shot.dtype == bool:
-        raise TypeError("icl, fine_tuned and zero_shot must be booleans, "
-                        f"got {icl.dtype}, {fine_tuned.dtype}, {zero_shot.dtype}")
-    if not icl.shape == fine_tuned.shape == zero_shot.shape or not (fine_tuned & ~zero_shot).any():
-        raise ValueError("icl, fine_tuned and zero_shot must have one shape, and fine-tuning must "
-                         f"correct some: {icl.shape}, {fine_tuned.shape}, {zero_shot.shape}")
-    return float(icl[fine_tuned & ~zero_shot].mean())
+        raise TypeError("icl, fine_tuned and zero_shot must be booleans")
+    check_shapes("icl:e fine_tuned:e zero_shot:e", *(1 * x for x in (icl, fine_tuned, zero_shot)))
+    corrected = fine_tuned & ~zero_shot
+    return float(icl[corrected].mean()) if corrected.any() else np.nan
 
-
-# ---- The settings --------------------------------------------------------------------------------
 
 def outputs(model, tokens, length):
     """Of the last token of texts (n, m): its answer (n,), each layer's attention output (n, layers,
     d_model), and its scores (R q)·(R k) with the last `length` tokens (n, layers, heads, length).
     """
-    found = []
+    written, scores = [], []
 
     def attend(q, k, v, bias, rope, normalize):
         o, state = chunked_attention(q, k, v, bias, rope, normalize)
-        rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1)[..., -length:, :] for x in (q, k))
-        found.append((o[..., -1:, :], (rq[..., -1:, :] @ rk.mT)[..., 0, :]))
+        rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1) for x in (q, k))
+        written.append((o[..., -1:, :] @ model.layers[len(written)].w_o).sum(axis=(-3, -2)))
+        scores.append((rq[..., -1:, :] @ rk[..., -length:, :].mT)[..., 0, :])
         return o, state
 
     logits, _ = forward(model, tokens, attend=attend)
-    written = [(o @ layer.w_o).sum(axis=(-3, -2)) for (o, _), layer in zip(found, model.layers)]
-    scores = [scores for _, scores in found]
     return logits[:, -1].argmax(axis=-1), np.stack(written, axis=1), np.stack(scores, axis=1)
 
 
@@ -105,12 +89,12 @@ def tuned(model, answer):
 
 def settings(model, rng, n, length):
     """n texts, their answers (n,), and the `outputs` by setting."""
+    def after(context):
+        return outputs(model, np.concatenate([context, prompts], axis=1), length)
+
     def fine_tuned(answers):
         runs = (outputs(tuned(model, a), x[None], length) for x, a in zip(prompts, answers))
         return tuple(map(np.concatenate, zip(*runs)))
-
-    def after(context):
-        return outputs(model, np.concatenate([context, prompts], axis=1), length)
 
     m = SHORT["length"] + 1 - length
     context, _, answers = texts(rng, n, m)
@@ -118,21 +102,20 @@ def settings(model, rng, n, length):
     other_text[np.arange(n), place + 1] = answers
     prompts = np.full((n, length), TRIGGER)
     prompts[:, :-1] = rng.integers(0, TRIGGER, (n, length - 1))
+    other = (answers + rng.integers(1, TRIGGER, n)) % TRIGGER
     return context, answers, {
-        "zero-shot": outputs(model, prompts, length), "in context": after(context),
-        "tuned": fine_tuned(answers),
-        "other answer": fine_tuned((answers + rng.integers(1, TRIGGER, n)) % TRIGGER),
+        "zero-shot": after(context[:, :0]), "in context": after(context),
+        "tuned": fine_tuned(answers), "other answer": fine_tuned(other),
         "other text": after(other_text)}
 
 
 def measures(answers, zero_shot, icl, other):
-    """Cosine of updates and SimAOU for each layer, SimAM, Rec2FTP (NaN if nothing is corrected)."""
-    right = [x[0] == answers for x in (icl, other, zero_shot)]
-    o = [x[1] for x in (icl, other, zero_shot)]
-    layers = range(o[0].shape[1])
-    return (*(cosine(o[0] - o[2], o[1] - o[2]).mean(axis=0)),
-            *(sim_aou(*(x[:, [layer]] for x in o)) for layer in layers), sim_am(icl[2], other[2]),
-            rec_to_ftp(*right) if (right[1] & ~right[2]).any() else np.nan, right[1].mean())
+    """Cosine of updates and SimAOU for each layer, SimAM, Rec2FTP, accuracy of `other`."""
+    given, o, scores = zip(icl, other, zero_shot)
+    right = [x == answers for x in given]
+    aou = (sim_aou(*(x[:, [layer]] for x in o)) for layer in (0, 1))
+    return (*cosine(o[0] - o[2], o[1] - o[2]).mean(axis=0), *aou, sim_am(*scores[:2]),
+            rec_to_ftp(*right), right[1].mean())
 
 
 def noise(rng, n, length, width=32):
@@ -143,40 +126,35 @@ def noise(rng, n, length, width=32):
 
 def gradient_and_biases(model, contexts, answers):
     """By layer, the mean cosine of −∂L/∂b_KV at b = 0 for "trigger → answer" with iclca's b_KV."""
-    found = []
-    for context, answer in zip(contexts, answers):
-        _, _, d = loss_and_gradients(model, [TRIGGER], [answer])
-        biases = iclca(model, context)
-        found.append([cosine(-g.kv.ravel(), b.kv.ravel()) for g, b in zip(d, biases)])
-    return np.mean(found, axis=0)
+    downhill = ([-g.kv.ravel() for g in loss_and_gradients(model, [TRIGGER], [answer])[2]]
+                for answer in answers)
+    exact = ([b.kv.ravel() for b in iclca(model, context)] for context in contexts)
+    return np.mean([cosine(np.array(g), np.array(b)) for g, b in zip(downhill, exact)], axis=0)
 
 
 def main(argv=None):
     parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
-    parser.add_argument("--seeds", type=partial(at_least, 1), default=5, help="models, default 5")
+    parser.add_argument("--seeds", type=at_least(1), default=5, help="models, default 5")
     parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
     args = parser.parse_args(argv)
     seeds, n, setting = (1, 20, QUICK) if args.quick else (args.seeds, 100, SHORT)
-    rows = {}
+    rows = defaultdict(list)
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 2])
         models = {"trained": trained(seed, **setting), "untrained": random_model(rng)}
         for name, model in models.items():
             contexts, answers, found = settings(model, rng, n, args.prompt)
             zero_shot, icl = found.pop("zero-shot"), found["in context"]
-            for setting, other in found.items():
-                rows.setdefault(f"{name}, {setting}", []).append(
-                    measures(answers, zero_shot, icl, other))
-            rows.setdefault(f"{name}, -dL/db, b'", []).append(
-                gradient_and_biases(model, contexts, answers))
-        rows.setdefault("noise", []).append(noise(rng, n, args.prompt))
+            for how, other in found.items():
+                rows[f"{name}, {how}"].append(measures(answers, zero_shot, icl, other))
+            rows[f"{name}, -dL/db, b'"].append(gradient_and_biases(model, contexts, answers))
+        rows["noise"].append(noise(rng, n, args.prompt))
     print(f"{n} texts for each of {seeds} models, against in context; mean ± standard error\n")
     columns = "cosine 1", "cosine 2", "SimAOU 1", "SimAOU 2", "SimAM", "Rec2FTP", "accuracy"
     print(f"{'':23}" + "".join(f"{c:>11}" for c in columns))
     for name, values in rows.items():
-        cells = zip(np.mean(values, axis=0), np.std(values, axis=0) / max(seeds - 1, 1) ** 0.5)
         print(f"{name:23}" + "".join(f"{m:>6.2f}±{e:.2f}" if m == m else f"{'-':>11}"
-                                     for m, e in cells))
+                                     for m, e in zip(*mean_and_error(values))))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ step from W₀ = 0 with the learning rate that is best for it.
 
     python docs/experiments/one_gd_step.py [--quick] [--seed 0]
 """
-from functools import partial
 import numpy as np
-from common import at_least, command_line, start
+from common import at_least, command_line, mean_and_error, start
+from backward import adam
 from iclca_ref import LSA, gd_weights, lsa
 N, D = 10, 10
 
@@ -45,22 +45,20 @@ def gradients(weights, context, query, answer):
     return LSA(w_q=(d_u @ w_k.T).T @ e, w_k=q.T @ d_u, w_v=d_s.T @ g, p=d_o.T @ s)
 
 
-def train(rng, steps, batch, rate=0.01, b1=0.9, b2=0.99):
-    """Adam, with a learning rate that falls to 0 as a quarter of a cosine."""
-    weights = rng.normal(0, 0.1, (4, D + 1, D + 1))
-    m = v = np.zeros_like(weights)
-    for t in range(1, steps + 1):
-        g = np.array(gradients(LSA(*weights), *tasks(rng, batch)))
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        now = rate * np.cos(np.pi / 2 * (t - 1) / steps)
-        weights = weights - now * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
-    return LSA(*weights)
+def descend(weights, gradient, steps, rate, clip=np.inf):
+    """The weights after Adam, with a learning rate that falls to 0 as a quarter of a cosine."""
+    moments = None
+    for t in range(steps):
+        now = rate * np.cos(np.pi / 2 * t / steps)
+        weights, moments = adam(weights, gradient(weights), now, moments, (0.9, 0.99), clip)
+    return weights
 
 
-def best_rate(context, query, answer):
-    """The best learning rate of the step from W₀ = 0: its prediction is eta times that of 1."""
-    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
-    return one @ answer / (one @ one)
+def train(rng, steps, batch):
+    """The layer, trained from small random matrices."""
+    start = rng.normal(0, 0.1, (4, D + 1, D + 1))
+    return LSA(*descend(start, lambda w: np.array(gradients(LSA(*w), *tasks(rng, batch))), steps,
+                        rate=0.01))
 
 
 def sensitivities(weights, context):
@@ -77,18 +75,19 @@ def picture(matrix):
 
 def average(x):
     """The mean over the tasks, and its standard error."""
-    return f"{x.mean():.4f} ± {x.std() / len(x) ** 0.5:.1g}"
+    return "{:.4f} ± {:.1g}".format(*mean_and_error(x))
 
 
 def main(argv=None):
     parser = command_line(__doc__, quick="300 steps instead of 5,000")
-    parser.add_argument("--seed", type=partial(at_least, 0), default=0, help="default 0")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="default 0")
     options = parser.parse_args(argv)
     rng = np.random.default_rng(options.seed)
     steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
     weights = train(rng, steps, batch)
-    test = context, query, answer = tasks(rng, tests)
-    eta = best_rate(*test)
+    context, query, answer = tasks(rng, tests)
+    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
+    eta = one @ answer / (one @ one)   # from W₀ = 0 a step's prediction is eta times that of rate 1
     step = gd_weights(np.zeros((1, D)), eta, N)
     ours, theirs = predict(weights, context, query), predict(step, context, query)
     s, s_step = sensitivities(weights, context), sensitivities(step, context)

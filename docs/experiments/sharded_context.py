@@ -22,7 +22,6 @@ class Folder(str):
     """One array per shard, in files. For workers that are threads a dict does the same."""
     def __setitem__(self, shard, x):
         np.save(f"{self}/{shard}.npy", x, allow_pickle=False)
-
     def __getitem__(self, shard):
         return np.load(f"{self}/{shard}.npy", allow_pickle=False)
 
@@ -58,8 +57,8 @@ def convert(model, shards, executor, streams, biases=None):
 
 def main(argv=None):
     parser = command_line(__doc__, quick="2 shards, 1,000 tokens")
-    parser.add_argument("--tokens", type=partial(at_least, 1), default=100_000)
-    parser.add_argument("--shards", type=partial(at_least, 1), nargs="+", default=[4, 2, 1])
+    parser.add_argument("--tokens", type=at_least(1), default=100_000)
+    parser.add_argument("--shards", type=at_least(1), nargs="+", default=[4, 2, 1])
     options = parser.parse_args(argv)
     n, counts = (1_000, [2]) if options.quick else (options.tokens, options.shards)
     model, found = random_transformer(np.random.default_rng(0), 1000, 64, 4, 4, dtype="f"), []

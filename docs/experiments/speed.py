@@ -105,10 +105,10 @@ def models(rng, flops, lengths, repeat):
     for m in lengths:
         context = rng.integers(0, 1000, m)
         biases, both = iclca(model, context), np.concatenate([context, prompt])
-        alone, converted, token, in_front, passed, once = seconds(
-            repeat, lambda: lt.forward(model, prompt), lambda: lt.forward(model, prompt, biases),
-            lambda: lt.generate(model, prompt[:1], 1, biases), lambda: lt.forward(model, both),
-            lambda: lt.forward(model, context), lambda: iclca(model, context))
+        alone, converted, token, in_front, passed, once = seconds(repeat, *(
+            partial(lt.forward, model, prompt), partial(lt.forward, model, prompt, biases),
+            partial(lt.generate, model, prompt[:1], 1, biases), partial(lt.forward, model, both),
+            partial(lt.forward, model, context), partial(iclca, model, context)))
         print(f"{m:>8}{in_front / alone:>12.2f}{converted / alone:>12.2f}{once / passed:>15.2f}"
               f"{token / alone:>16.2f}")
 

@@ -52,17 +52,15 @@ def check(run, tokens, splits, limit, padded=None):
     tokens, splits, n = tokens[[0, 1]], sorted(splits), tokens.shape[1]    # a copy: forward strides
     if not splits or not 0 < splits[0] <= splits[-1] < n - 2:
         raise ValueError(f"splits must be from 1 to {n - 3} for {n} tokens, got {splits}")
-    both, one, ends, one_by_one = tokens[[1, 0]], tokens[:1], [*splits[1:], n], True
+    both, one, until, one_by_one = tokens[[1, 0]], tokens[:1], dict(zip(splits, splits[1:])), True
     whole = read(run, one, n)
 
     def after(p, *ends):
         return read(run, one, p, *ends)[:, p:], whole[:, p:ends[-1]]
-
     def twice(p):
         state = call(run, one[:, :p], None)[1]
         calls = (one[:, p:], state), (both[:1], None), (one[:, p:], state)
         return [call(run, *given)[0] for given in calls][::-2]
-
     def behind(p):
         mask = np.arange(n) < [[p], [n]]
         state = call(padded, tokens, None, mask)[1]
@@ -71,15 +69,15 @@ def check(run, tokens, splits, limit, padded=None):
     for law, pair, guess in [
             ("nothing ahead", lambda p: (read(run, one, p), whole[:, :p]), "random? reads ahead?"),
             ("rest of one token", lambda p: after(p, p + 1), ""),
-            ("one by one", lambda p: after(p, *range(p + 1, ends[splits.index(p)] + 1)), ""),
+            ("one by one", lambda p: after(p, *range(p + 1, until.get(p, n) + 1)), ""),
             ("rest of several", lambda p: after(p, n), ""),
             ("resumed twice", lambda p: after(p, p + 2, n), ""),
             ("state used twice", twice, "in place"),
             ("batch rows", lambda p: (read(run, both, p, n)[1:], read(run, one, p, n)), "mixed"),
             ("padding behind", behind, "pads read? position?")][:None if padded else -1]:
         pairs = {p: pair(p) for p in splits}
-        off = {p: apart(*pairs[p]) for p in splits}
-        bad, worst = [p for p in splits if not off[p] <= limit], np.max([*off.values()])
+        off = [apart(*pairs[p]) for p in splits]
+        bad, worst = [p for p, x in zip(splits, off) if not x <= limit], np.max(off)
         one_by_one &= not bad or law not in ("rest of one token", "one by one")
         if bad and not guess:
             first, fresh = pairs[bad[0]][0][:, :1], call(run, one[:, bad[0]:], None)[0][:, :1]

@@ -1,29 +1,24 @@
 """A pretrained model's context as weights: stories15M of llama2.c (Karpathy, MIT), ICLCA §5.
 
-    python docs/experiments/stories15m.py [FOLDER] [--prompt TEXT] [--generate N] [--seed SEED]
-
 FOLDER holds stories15M.bin (60.8 MB, huggingface.co/karpathy/tinyllamas) and tokenizer.bin
 (github.com/karpathy/llama2.c); without it, a tiny random model in the same format is written and
 read. The contexts are stories that the model writes; kept.py says what the tables hold. The rules
 were chosen with --seed 5; the figures in results.md are those of the default, 0.
+
+    python docs/experiments/stories15m.py [FOLDER] [--prompt TEXT] [--generate N] [--seed SEED]
 """
-
-import argparse
-import sys
-import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-
+from tempfile import TemporaryDirectory
 import numpy as np
-
-sys.path[:0] = map(str, Path(__file__).resolve().parents[1:3])
+from common import at_least, command_line, progress, start, told
 from iclca_ref import implicit_weight_update, softmax_attend
-from pretrained.kept import SIZES, all_rules, conversions, logits, measure, tables
 from linear_transformer import block
 from pretrained.decoding import continuation, sampler
+from pretrained.kept import SIZES, WIDER, apart, conversions, logits, measure, tables
 from pretrained.llama2c import decode, encode, read_model, read_tokens, write_tiny
-from pretrained.rules import apart
-
+from pretrained.rules import RULES, random_features
 BOS, SCORED = 1, 40
 
 
@@ -46,8 +41,8 @@ def patch(model, context, others):
     for layer in model.layers:
         h, wanted = attended(x, layer), attended(full, layer)[0]
         update = implicit_weight_update(layer.w_1.T, model.norm(h[0, 0]), model.norm(wanted)).T
-        x = (h + model.activation(model.norm(h) @ (layer.w_1 + update)) @ layer.w_2
-             + wanted - h[0, 0])
+        mlp = model.activation(model.norm(h) @ (layer.w_1 + update)) @ layer.w_2
+        x = h + mlp + wanted - h[0, 0]
         full = block(full, layer, model, None, softmax_attend)[0]
     answers = {"patch": model.norm(x) @ model.unembed, "no patch": logits(model, tokens)}
     expected = [logits(model, [*context[:-1], *token])[-1:] for token in tokens]
@@ -58,66 +53,54 @@ def patch(model, context, others):
               f"(median of {len(errors)})")
 
 
+@told
 def main(argv=None):
-    usage, _, files = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(description=usage, epilog=files)
+    parser = command_line(__doc__, "the tiny random model, 2 contexts")
     parser.add_argument("folder", nargs="?", metavar="FOLDER", type=Path)
     parser.add_argument("--prompt", default="Tom liked to", metavar="TEXT", help="to continue")
-    parser.add_argument("--generate", type=int, default=30, metavar="N", help="tokens to add (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the contexts; 5: to choose by")
-    parser.add_argument("--quick", action="store_true", help="the tiny random model, 2 contexts")
-    arguments = parser.parse_args(argv)
-    if arguments.generate < 0:
-        parser.error(f"--generate is from 0 on, not {arguments.generate}")
-    quick, rng = arguments.quick or not arguments.folder, np.random.default_rng(arguments.seed)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            folder = Path(folder) if quick else arguments.folder
-            if quick:
-                print("A tiny model with random weights: its words and figures mean nothing.\n")
-                write_tiny(folder, rng)
-            model, exact = (read_model(folder / "stories15M.bin", dtype)
-                            for dtype in (np.float32, np.float64))
-            tokens = read_tokens(folder / "tokenizer.bin", len(model.embed))
-        n = min(arguments.generate, 4) if quick else arguments.generate
-        ids = encode(arguments.prompt, tokens)
-        print(f"{arguments.prompt!r}: {decode(continuation(model, ids, n), tokens)!r}")
-    except (OSError, ValueError) as error:
-        print(f"stories15m.py: {error}", file=sys.stderr)
-        return 2
+    parser.add_argument("--generate", type=at_least(0), default=30, metavar="N", help="tokens (30)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the contexts; 5: to choose")
+    a = parser.parse_args(argv)
+    quick, rng = a.quick or not a.folder, np.random.default_rng(a.seed)
+    with TemporaryDirectory() as folder:
+        folder = Path(folder) if quick else a.folder
+        if quick:
+            print("A tiny model with random weights: its words and figures mean nothing.\n")
+            write_tiny(folder, rng)
+        model, exact = (read_model(folder / "stories15M.bin", x) for x in (np.float32, np.float64))
+        tokens = read_tokens(folder / "tokenizer.bin", len(model.embed))
+    n, sizes = (min(a.generate, 4), (4, 8)) if quick else (a.generate, SIZES)
 
     def show(name, ids, biases=None):
         added = continuation(model, ids, min(n, model.max_length - len(ids)), biases)
         print(f"goes on, {name:22}{decode(added, tokens)!r}")
 
-    found, seconds, sizes = defaultdict(list), defaultdict(list), (4, 8) if quick else SIZES
+    def score(key, answer):
+        found[key].append(measure(answer, expected, rest[1:]))
+
+    added = continuation(model, encode(a.prompt, tokens), n)
+    print(f"{a.prompt!r}: {decode(added, tokens)!r}")
+    found, seconds = defaultdict(list), defaultdict(list)
+    rules = {**RULES, WIDER: partial(random_features, rng=rng, times=32)}
     pairs = stories(model, rng, *((6, 20) if quick else (24,)))[:2 if quick else None]
     for i, (context, rest) in enumerate(pairs):
-        print(f"context {i + 1} of {len(pairs)}", end="\r", file=sys.stderr)
+        progress(f"context {i + 1} of {len(pairs)}", end="\r")
         expected = logits(model, [*context, *rest])[len(context):-1]
+        score(("in context", 0), expected)
+        score(("dropped", 0), logits(model, rest[:-1]))
+        score(("dropped, BOS kept", 0), logits(model, [BOS, *rest[:-1]])[1:])
         if not i:
-            for name, ids in ("in context", [*context, *rest[:3]]), ("dropped", rest[:3]):
-                show(name, ids)
-        answers = {"in context": expected, "dropped": logits(model, rest[:-1]),
-                   "dropped, BOS kept": logits(model, [BOS, *rest[:-1]])[1:]}
-        for name, answer in answers.items():
-            found[name, 0].append(measure(answer, expected, rest[1:]))
-        for name, m, biases, taken in conversions(
-                model, context, rng, all_rules(rng), sizes):
-            seconds[name].append(taken)
-            if m:
-                answer = logits(model, rest[:-1], biases)
-                found[name, m].append(measure(answer, expected, rest[1:]))
+            show("in context", [*context, *rest[:3]])
+            show("dropped", rest[:3])
+        for name, m, biases in conversions(model, context, rng, rules, seconds, sizes):
+            score((name, m), logits(model, rest[:-1], biases))
             if m == sizes[-1] // 2 and not i:
                 show(name, rest[:3], biases)
-    lengths = [len(context) for context, _ in pairs]
-    print(f"\n{len(pairs)} contexts of {min(lengths)} to {max(lengths)} tokens, "
-          f"{SCORED} after each")
+    n = [len(context) for context, _ in pairs]
+    print(f"\n{len(n)} contexts of {min(n)} to {max(n)} tokens, {SCORED} after each")
     tables(found, seconds, sizes)
     patch(exact, *pairs[0])
-    return 0
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")    # a terminal without UTF-8
-    sys.exit(main())
+    start(main)

@@ -7,15 +7,13 @@ answered. Then biases alone are trained to give a frozen model's in-context answ
     python docs/experiments/trained_biases.py [--seeds 10] [--quick]
 """
 
-import sys
-from functools import partial
+from itertools import product
 import numpy as np
-from common import at_least, command_line, start
+from common import at_least, command_line, mean_and_error, progress, start
 from backward import adam, gradients
 from iclca_ref import iclca
 from linear_transformer import Bias, forward, softmax
 from trained_induction import QUICK, SHORT, TRIGGER, asked, texts, train, trained
-
 ARMS = {"none": None,
         "b_KV alone": lambda biases: [Bias(kv, 0 * d) for kv, d in biases],
         "b_D >= 0": lambda biases: [Bias(kv, np.maximum(d, 0)) for kv, d in biases],
@@ -27,18 +25,18 @@ def zero_biases():   # one for each of the two layers
     return [Bias(*(np.zeros(s, np.float32) for s in ((2, 16, 16), (2, 16)))) for _ in range(2)]
 
 
-def run(seed, constrain, steps, every=10):
+def run(seed, constrain, steps):
     """COLUMNS of one training: NaN is never; last loss a mean of 50, worst of the second half."""
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
     losses, found = [], [0.0]
     def watch(step, _, loss, model, biases):
         losses.append(loss)
-        if step % every == 0:
+        if step % 10 == 0:
             logits, _ = forward(model, asked(context), biases)
             found.append((logits[:, -1].argmax(axis=-1) == answers).mean())
     def reached(level):
         i = next((i for i, x in enumerate(found) if x >= level), None)
-        return np.nan if i is None else every * (i - (found[i] - level) / (found[i] - found[i - 1]))
+        return np.nan if i is None else 10 * (i - (found[i] - level) / (found[i] - found[i - 1]))
 
     train(seed, **{**SHORT, "steps": steps}, biases=constrain and zero_biases(),
           constrain=constrain, watch=watch)
@@ -48,11 +46,9 @@ def run(seed, constrain, steps, every=10):
 def summary(values):
     """Means and standard errors of the columns, over the seeds that are not NaN."""
     columns = [column[np.isfinite(column)] for column in np.transpose(values)]
-    return "".join(f"{c.mean():>9.3g} ±{c.std(ddof=1) / len(c) ** 0.5:<6.2g}" if len(c) > 1
+    return "".join("{:>9.3g} ±{:<6.2g}".format(*mean_and_error(c)) if len(c) > 1
                    else f"{'never':>9}{'':8}" for c in columns).rstrip()
 
-
-# ---- A context that is learned as biases -------------------------------------------------------
 
 def learn_a_context(model, rng, steps, measured):
     """Biases trained on the model's in-context answers to prompts of six tokens: (steps, KL on 100
@@ -83,27 +79,25 @@ def learn_a_context(model, rng, steps, measured):
 
 def main(argv=None):
     parser = command_line(__doc__, "2 seeds, 20 steps; 30 steps")
-    parser.add_argument("--seeds", type=partial(at_least, 2), default=10, help="default 10")
+    parser.add_argument("--seeds", type=at_least(2), default=10, help="default 10")
     options = parser.parse_args(argv)
     seeds, steps, learn = (2, 20, 30) if options.quick else (options.seeds, SHORT["steps"], 600)
     values = {name: [] for name in ARMS}
-    for seed in range(seeds):
-        for name, constrain in ARMS.items():
-            values[name].append(run(seed, constrain, steps))
-            cells = "".join(f"{x:>10.4g}" for x in values[name][-1])
-            print(f"seed {seed} {name:12}{cells}", file=sys.stderr, flush=True)
+    for seed, (name, constrain) in product(range(seeds), ARMS.items()):
+        values[name].append(run(seed, constrain, steps))
+        progress(f"seed {seed} {name:12}" + "".join(f"{x:>10.4g}" for x in values[name][-1]))
     print(f"{seeds} paired seeds of {steps} steps, mean ± standard error\n")
     print(f"{'':12}" + "".join(f"{c:>10}{'':7}" for c in COLUMNS).rstrip())
     for name in ARMS:
         print(f"{name:12}{summary(values[name])}")
     print("\ndifferences to none, seed by seed")
     for name in list(ARMS)[1:]:
-        print(f"{name:12}{summary(np.array(values[name]) - values['none'])}")
+        print(f"{name:12}{summary(np.subtract(values[name], values['none']))}")
     model = trained(0, **QUICK if options.quick else SHORT)
     print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
-    for step, kl, *cosines in learn_a_context(model, np.random.default_rng(0), learn,
-                                              {0, 10, 30, 100, 300, learn}):
-        print(f"{step:>9}{kl:>10.4f}{cosines[0]:>12.2f}{cosines[1]:>11.2f}", flush=True)
+    measured = {0, 10, 30, 100, 300, learn}
+    for row in learn_a_context(model, np.random.default_rng(0), learn, measured):
+        print("{:>9}{:>10.4f}{:>12.2f}{:>11.2f}".format(*row), flush=True)
 
 
 if __name__ == "__main__":

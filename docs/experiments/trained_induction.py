@@ -8,26 +8,19 @@ lengths that it was not trained on; and what its heads look at. One answer in 44
 
     python docs/experiments/trained_induction.py [--seeds 3] [--quick]
 """
-
-import functools
-import sys
 import time
-
+from functools import cache
 import numpy as np
-
-from common import at_least, command_line, start
+from common import at_least, command_line, progress, start
 from backward import adam, loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, random_transformer, rotate_at
-
 VOCABULARY, TRIGGER, BATCH = 45, 44, 64
 FULL = dict(length=100, steps=1_200, rate=3e-3)
-PAPER = "99.95%", "2.23%", "99.95%"
+PAPER = {"in context": "99.95%", "without": "2.23%", "converted": "99.95%"}
 SHORT, QUICK = (dict(length=20, steps=steps, rate=8e-3) for steps in (400, 300))   # 5 seconds
 np.empty(31 * 2**20, np.uint8)   # once freed, it makes Linux' C library keep freed memory: faster
 
-
-# ---- The task and the training -----------------------------------------------------------------
 
 def texts(rng, n, length):
     """n texts (n, length), each with the trigger once, the trigger's places, the answers."""
@@ -72,26 +65,24 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
     return model, biases
 
 
-@functools.cache
+@cache
 def trained(seed, length, steps, rate):
     """The model of `train`, which says on stderr how it goes; trained once in a process."""
     def watch(step, n, loss, *_):
         if step % 100 == 0:
-            print(f"seed {seed}, step {step:>5,}, texts of {n:>3} tokens, loss {loss:7.4f}, "
-                  f"{time.process_time() - begin:4.0f} s", file=sys.stderr, flush=True)
+            progress(f"seed {seed}, step {step:>5,}, texts of {n:>3} tokens, loss {loss:7.4f}, "
+                     f"{time.process_time() - began:4.0f} s")
 
-    begin = time.process_time()
+    began = time.process_time()
     return train(seed, length, steps, rate, watch=watch)[0]
 
 
-# ---- What it has learned -----------------------------------------------------------------------
-
-def last_logits(model, contexts, each=100):
+def last_logits(model, contexts):
     """The answers' logits with the contexts (n, m) in front, without, and converted: (3, n, 45)."""
     found = []
-    for part in np.split(contexts, range(each, len(contexts), each)):
-        question = np.full((len(part), 1), TRIGGER)
-        runs = (asked(part), None), (question, None), (question, iclca(model, part))
+    for part in np.split(contexts, range(100, len(contexts), 100)):
+        alone = asked(part[:, :0])
+        runs = (asked(part), None), (alone, None), (alone, iclca(model, part))
         found.append([forward(model, tokens, biases)[0][:, -1] for tokens, biases in runs])
     return np.concatenate(found, axis=1)
 
@@ -113,10 +104,8 @@ def attention_weights(model, tokens):
 
 
 def where_heads_look(model, rng, length, n=500):
-    """The two looks of an induction head; for each the mean weight and how often it is the largest.
-
-    By layer and head (2, 2), each: the token after the trigger at the trigger (to learn what it
-    follows), the last trigger at the answer.
+    """The two looks of an induction head, at the token after the trigger at the trigger (to learn
+    what it follows), and at the answer: mean weights (layers, heads), how often the largest.
     """
     context, place, _ = texts(rng, n, length)
     weights, text = attention_weights(model, asked(context)), np.arange(n)   # (2, n, 2, m, m)
@@ -132,30 +121,30 @@ def report(models, length, n):
     rng = np.random.default_rng(1_000)   # no seed of the training
     print(f"{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
     context, _, answers = texts(rng, n, length)
-    found = [last_logits(model, context) for model in models]
-    for i, (name, paper) in enumerate(zip(("in context", "without", "converted"), PAPER)):
-        right = (np.mean(logits[i].argmax(axis=-1) == answers) for logits in found)
-        print(f"{name:12}" + "".join(f"{share:>10.2%}" for share in right) + f"   paper {paper}")
+    right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
+    for shares, (name, paper) in zip(np.mean(right, axis=-1).T, PAPER.items()):
+        print(f"{name:12}" + "".join(map("{:>10.2%}".format, shares)) + f"   paper {paper}")
     print("\nlargest difference of logits, in context and converted")
     for dtype in np.float64, np.float32:
-        cast = [mapped(lambda a: a.astype(dtype), model) for model in models]
-        logits = [last_logits(model, context[:200]) for model in cast]
+        cast = (mapped(lambda a: a.astype(dtype), model) for model in models)
+        logits = (last_logits(model, context[:200]) for model in cast)
         print(f"{dtype.__name__:12}" + "".join(f"{abs(x[0] - x[2]).max():>10.1e}" for x in logits))
     print("\naccuracy by length, in context / converted")
     for m in length, length * 3 // 2, length * 2:
         context, _, answers = texts(rng, min(n, 1_000), m)
-        right = [(last_logits(model, context).argmax(axis=-1) == answers).mean(axis=1)
-                 for model in models]
-        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in right))
+        right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
+        shares = np.mean(right, axis=-1)
+        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in shares))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
     for name, weight, largest in where_heads_look(models[0], rng, length):
-        print(name + "".join(f"\n  layer {i + 1}, head {j + 1}{weight[i, j]:>10.3f}"
-                             f"{largest[i, j]:>8.0%}" for i in range(2) for j in range(2)))
+        print(name)
+        for i, j in np.ndindex(weight.shape):
+            print(f"  layer {i + 1}, head {j + 1}{weight[i, j]:>10.3f}{largest[i, j]:>8.0%}")
 
 
 def main(argv=None):
     parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
-    parser.add_argument("--seeds", type=functools.partial(at_least, 1), default=1, help="default 1")
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
     options = parser.parse_args(argv)
     setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
     report([trained(seed, **setting) for seed in range(options.seeds)], setting["length"], n)

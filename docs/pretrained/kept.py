@@ -7,17 +7,16 @@ two forms, with the first token, BOS, kept and without. m is the mean number of 
 """
 
 import time
-from functools import partial
+from itertools import product
 
 import numpy as np
 
 from iclca_ref import iclaa, softmax_attend
-from linear_transformer import Bias, forward
+from linear_transformer import forward
 from pretrained.decoding import continuation, sampler
-from pretrained.look import contexts
-from pretrained.rules import RULES, apart, converted, random_features, score
+from pretrained.rules import contexts, converted, own_rows
 
-SIZES, ANCHOR, WIDER = (4, 8, 16, 32), "Attention Matching", "random features, 32 m"
+SIZES, WIDER = (4, 8, 16, 32), "random features, 32 m"   # few are worth nothing
 
 
 def logits(model, ids, biases=None):
@@ -27,14 +26,18 @@ def logits(model, ids, biases=None):
 
 def every_token(model, context):
     """A context (m,) as biases that lose nothing: each token its own row."""
-    return iclaa(model, context, lambda k, v: (Bias(v, np.ones_like(v[..., 0])),
-                                               partial(score, z=k / k.shape[-1] ** 0.25)))
+    return iclaa(model, context, lambda k, v: converted([own_rows(k, v)])[0])
 
 
 def self_study(model, context, rng, count=8, n=32):
     """What the model itself writes after a context (m,): (count, n) tokens, at temperature 1."""
     start = every_token(model, context[:-1])
     return continuation(model, [context[-1:]] * count, n, start, sampler(rng))
+
+
+def apart(answer, expected):
+    """The relative error of logits."""
+    return np.linalg.norm(answer - expected) / np.linalg.norm(expected)
 
 
 def measure(answer, expected, targets):
@@ -44,43 +47,38 @@ def measure(answer, expected, targets):
     return -q[np.arange(len(targets)), targets].mean(), kl, apart(answer, expected)
 
 
-def all_rules(rng):
-    """RULES, and random features: 32 m of them, because few are worth nothing."""
-    return {**RULES, WIDER: lambda layers, m: random_features(layers, 32 * m, rng)}
+def conversions(model, context, rng, rules, seconds, sizes=SIZES, bos=1):
+    """(name, m, biases) of a context (m,) for every rule and size; its time goes into `seconds`.
 
-
-def conversions(model, context, rng, rules, sizes=SIZES, bos=1):
-    """(name, m, biases, seconds) of a context (m,) for every rule and size.
-
-    The second reading leaves out BOS, which draws attention wherever it stands. The first yield is
-    ("self-study and reading", 0, None, seconds).
+    The second reading leaves out BOS, which draws attention wherever it stands.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     study = self_study(model, context, rng)
     layers = contexts(model, context, study, [t for t in context if t != bos])
-    yield "self-study and reading", 0, None, time.perf_counter() - start
-    for name, rule in rules.items():
-        for m in sizes:
-            start = time.perf_counter()
-            biases = converted(rule(layers, m))
-            yield name, m, biases, time.perf_counter() - start
+    seconds["self-study and reading"].append(time.perf_counter() - began)
+    for name, m in product(rules, sizes):
+        began = time.perf_counter()
+        biases = converted(rules[name](layers, m))
+        seconds[name].append(time.perf_counter() - began)
+        yield name, m, biases
 
 
-def ratio(gap, benefit, i):
-    """Σ gap / Σ benefit over contexts in percent, with its standard error, as text."""
-    gap, benefit = gap[:, i], benefit[:, i]
+def ratio(gap, benefit, sign=""):
+    """Σ gap / Σ benefit over contexts (n,) in percent ± its standard error, as text.
+
+    With the sign "+" it is a difference, in percent of a benefit that is taken as known.
+    """
     if len(gap) < 2 or not benefit.any():
         return "–"
     part = gap.sum() / benefit.sum()
-    error = np.std(gap - part * benefit, ddof=1) / len(gap) ** 0.5 / abs(benefit.mean())
-    return f"{100 * part:.2f} ± {100 * error:.2f}"
+    deviation = np.std(gap if sign else gap - part * benefit, ddof=1)
+    error = deviation / len(gap) ** 0.5 / abs(benefit.mean())
+    return f"{100 * part:{sign}.2f} ± {100 * error:.2f}"
 
 
-def difference(gap, benefit, i):
-    """The mean of gap in percent of that of benefit, with its standard error, as text."""
-    gap, benefit = gap[:, i], benefit[:, i]
-    mean, error = gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5
-    return f"{100 * mean / benefit.mean():+.2f} ± {100 * error / benefit.mean():.2f}"
+def table_row(name, cells):
+    """Print a line of a table."""
+    print(f"{name:30}" + "".join(f"{cell:>17}" for cell in cells))
 
 
 def tables(found, seconds, sizes):
@@ -88,24 +86,23 @@ def tables(found, seconds, sizes):
 
     seconds {name: a list}: what a rule takes for a context, at its sizes.
     """
-    found = {key: np.array(rows, float) for key, rows in found.items()}
+    found = {key: np.transpose(rows) for key, rows in found.items()}
     drops, rules = ("dropped", "dropped, BOS kept"), dict.fromkeys(n for n, m in found if m)
     for name in "in context", *drops:
-        loss, kl, error = found[name, 0].mean(axis=0)
+        loss, kl, error = found[name, 0].mean(axis=1)
         print(f"{name:30}loss {loss:.3f}, KL {kl:.3f}, error of the logits {error:.3f}")
-    dropped = np.stack([min((found[name, 0][:, i] for name in drops), key=np.mean)
-                        for i in range(3)], axis=-1)
+    dropped = [min((found[name, 0][i] for name in drops), key=np.mean) for i in range(3)]
     benefit = dropped - found["in context", 0]
-    for title, cell in (
-            ("kept, %", lambda rows, _: ratio(dropped - rows, benefit, 0)),
-            ("KL kept, %", lambda rows, _: ratio(dropped - rows, benefit, 1)),
-            ("KL, above Att. Matching",
-             lambda rows, m: difference(found[ANCHOR, m] - rows, benefit, 1)),
-            ("error of the logits", lambda rows, _: f"{rows[:, 2].mean():.3f}")):
-        print(f"\n{title:30}" + "".join(f"{f'm = {m}':>17}" for m in sizes))
+    for title, cell in {
+            "kept, %": lambda x, _: ratio(dropped[0] - x[0], benefit[0]),
+            "KL kept, %": lambda x, _: ratio(dropped[1] - x[1], benefit[1]),
+            "KL, above Att. Matching":
+                lambda x, m: ratio(found["Attention Matching", m][1] - x[1], benefit[1], "+"),
+            "error of the logits": lambda x, _: f"{x[2].mean():.3f}"}.items():
+        print()
+        table_row(title, (f"m = {m}" for m in sizes))
         for name in rules:
-            cells = (cell(found[name, m], m) for m in sizes)
-            print(f"{name:30}" + "".join(f"{text:>17}" for text in cells))
+            table_row(name, (cell(found[name, m], m) for m in sizes))
     print("\nseconds per context")
     for name, taken in seconds.items():
         print(f"{name:30}{np.mean(taken):.2f}")

@@ -9,19 +9,74 @@ The rule to take is `least_squares`. In words:
 3. Share out each token that is not kept among those that are, in the positive parts that fit the
    attention best (`fitted_bias`); a kept token's value is then the sum of its parts.
 
-A rule takes look.py's `contexts` and the mean number m of rows for a head, and gives (landmarks,
-Bias) for each layer, for `converted`. A row holds d_k + d_v + 1 numbers, a token as it is one less.
+A rule takes `contexts` and the mean number m of rows for a head, and gives (landmarks, Bias) for
+each layer, for `converted`. A row holds d_k + d_v + 1 numbers, a token as it is one less.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from iclca_ref import fitted_bias, log_random_features, softmax_bias
-from linear_transformer import Bias
+from iclca_ref import fitted_bias, log_random_features, softmax_attend, softmax_bias
+from linear_transformer import Bias, block, rotate_at, run_layers, softmax
 
 TINY = 1e-30
 
+
+# ---- How tokens that may come look at a context --------------------------------------------------
+
+class Context(NamedTuple):
+    """One layer's context of m tokens, and how n others, which may come after it, look at it."""
+
+    q: np.ndarray          # (heads, ≤ 64, d_k): the context's last queries, turned to 1, 2, ...
+    k: np.ndarray          # (heads, m, d_k): its keys, turned to 1−m ... 0
+    v: np.ndarray          # (heads, m, d_v)
+    w_o: np.ndarray        # (heads, d_v, d_model)
+    attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
+    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
+    plans: dict            # what `least_squares` has found out for all m
+
+
+def caches(model, tokens):
+    """Each layer's q, k, v of a context, as a Context has them."""
+    def attend(q, k, v, _, rope, normalize):
+        n, last = np.arange(k.shape[-2]) + 1, q[..., -64:, :]
+        return softmax_attend(q, k, v, None, rope)[0], (
+            rotate_at(last, rope, n[:64]), rotate_at(k, rope, n - len(n)), v)
+
+    return run_layers(model, tokens, attend=attend)[1]
+
+
+def looks(model, cached, tokens):
+    """How tokens (b, n) after a context look at it: (heads, b n, m), and their weight, by layer."""
+    x, found = model.embed[tokens], []
+    for layer, (_, k, v) in zip(model.layers, cached):
+        def attend(q, k_x, v_x, _, rope, normalize):
+            n, m = q.shape[-2], k.shape[-2]
+            q, k_x = (rotate_at(y, rope, np.arange(n) + 1) for y in (q, k_x))
+            own = np.where(np.tri(n), q @ k_x.mT, -np.inf)
+            p = softmax(np.concatenate([q @ k.mT, own], axis=-1) / k.shape[-1] ** 0.5)
+            return p[..., :m] @ v + p[..., m:] @ v_x, p[..., :m]
+
+        weight = ((x * x).sum(axis=-1) * x[..., 0].size).reshape(-1, 1) ** -0.5
+        x, attention = block(x, layer, model, None, attend)
+        found.append((np.concatenate([*attention], axis=-2), weight))
+    return found
+
+
+def contexts(model, tokens, *after, reader=None):
+    """A Context for each layer; `after` are batches of tokens (n,) or (b, n) that may come next.
+
+    `reader` is the model that reads those, where the place in a text changes it (GPT-2).
+    """
+    cached = caches(model, tokens)
+    seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
+    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)), {})
+            for qkv, layer, *batches in zip(cached, model.layers, *seen)]
+
+
+# ---- Rules ---------------------------------------------------------------------------------------
 
 def pursuit(gram, target):
     """The order in which to keep tokens, and what each explains of ‖A V‖²: (heads, m) both.
@@ -30,17 +85,18 @@ def pursuit(gram, target):
     explain of it, of the largest ‖aᵀ A V‖² / ‖a‖²: pivoted Gram-Schmidt.
     """
     left, f, order, gains = np.diagonal(gram, 0, -2, -1), np.zeros_like(gram), [], []
-    floor, heads = 1e-12 * left.max(axis=-1) + TINY, np.arange(len(gram))
+    floor, heads = 1e-12 * left.max(axis=-1, keepdims=True) + TINY, np.arange(len(gram))
     for i in range(gram.shape[-1]):
-        gain = (target * target).sum(axis=-1) / np.maximum(left, floor[:, None])
-        j = np.where(left > floor[:, None], gain, np.where(left > -np.inf, 0, -1)).argmax(axis=-1)
-        more = left[heads, j] > floor    # else all columns are explained already
+        gain = (target * target).sum(axis=-1) / np.maximum(left, floor)
+        gain = np.where(left > floor, gain, np.where(left > -np.inf, 0, -1))
+        j = gain.argmax(axis=-1)
         order.append(j)
-        gains.append(np.where(more, gain[heads, j], 0))
-        f[..., i] = (gram[heads, j] - (f @ f[heads, j, :, None])[..., 0]) * (
-            more / np.maximum(left[heads, j], floor) ** 0.5)[:, None]
-        target = target - f[..., i, None] * (target[heads, j] / np.where(
-            more, f[heads, j, i], 1)[:, None])[:, None]
+        gains.append(gain[heads, j])
+        more = left[heads, j, None] > floor    # else all columns are explained already
+        scale = more / np.maximum(left[heads, j, None], floor) ** 0.5
+        f[..., i] = (gram[heads, j] - (f @ f[heads, j, :, None])[..., 0]) * scale
+        part = target[heads, j] / np.where(more, f[heads, j, i, None], 1)
+        target = target - f[..., i, None] * part[:, None]
         left = left - f[..., i] ** 2
         left[heads, j] = -np.inf    # kept
     return np.stack(order, axis=-1), np.stack(gains, axis=-1)
@@ -58,29 +114,30 @@ def planned(c, share):
 
 def least_squares(layers, m, share=1):
     """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
-    plans, tokens = [planned(c, share) for c in layers], layers[0].k.shape[-2]
+    plans, tokens, made = [planned(c, share) for c in layers], layers[0].k.shape[-2], []
     gains = np.concatenate([np.minimum.accumulate(gain, axis=-1) for *_, gain in plans])
     gains[:, 0] = np.inf    # a row for every head; others count at most what those before gained
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
-    return [fitted(c, A, order, n, share) for c, (A, order, _), n in zip(layers, plans, budgets)]
+    for c, (A, order, _), budget in zip(layers, plans, budgets):
+        z, kv = (np.zeros_like(x[:, :budget.max()]) for x in (c.k, c.v))
+        d = 0 * kv[..., 0]    # rows beyond a head's own budget weigh 0
+        for i, rows in enumerate(rows[:n] for rows, n in zip(order, budget)):
+            here = np.s_[i * share:(i + 1) * share, :len(rows)]
+            z[here] = c.k[i * share, rows] / c.k.shape[-1] ** 0.25
+            kv[here], d[here] = fitted_bias(A[i], c.v[i * share], rows)
+        made.append((z, Bias(kv, d)))
+    return made
 
 
-def fitted(c, A, order, budget, share):
-    """`fitted_bias` of one layer, each head with the first rows of its order; others weigh 0."""
-    r = budget.max()
-    z, (kv, d) = np.zeros_like(c.k[:, :r]), Bias(np.zeros_like(c.v[:, :r]), 0 * c.v[:, :r, 0])
-    for i, rows in enumerate(rows[:n] for rows, n in zip(order, budget)):
-        here = np.s_[i * share:(i + 1) * share, :len(rows)]
-        z[here] = c.k[i * share, rows] / c.k.shape[-1] ** 0.25
-        kv[here], d[here] = fitted_bias(A[i], c.v[i * share], rows)
-    return z, Bias(kv, d)
+def own_rows(k, v):
+    """Tokens as they are, each a row of weight 1: keys and values (heads, r, ...)."""
+    return k / k.shape[-1] ** 0.25, Bias(v, np.ones_like(v[..., 0]))
 
 
 def keep(c, rows):
-    """Some tokens of the context as they are: rows (heads or 1, r)."""
-    k, v = (np.take_along_axis(x, rows[..., None], axis=-2) for x in (c.k, c.v))
-    return k / k.shape[-1] ** 0.25, Bias(v, np.ones_like(v[..., 0]))
+    """`own_rows` of a layer's tokens in the places rows (heads or 1, r)."""
+    return own_rows(*(np.take_along_axis(x, rows[..., None], axis=-2) for x in (c.k, c.v)))
 
 
 def attention_matching(c, m):
@@ -92,11 +149,11 @@ def attention_matching(c, m):
     A, heads = c.attention.astype(float), np.arange(len(c.k))[:, None]
     gram, rows, w = A.mT @ A, np.zeros((len(A), 0), int), np.zeros((len(A), 0))
     mass = gram.sum(axis=-1)
-    for _ in range(min(m, A.shape[-1])):
+    for _ in range(m):
         left = mass - (w[:, None] @ gram[heads, rows])[:, 0]
         left[heads, rows] = -np.inf
-        rows = np.concatenate([rows, left.argmax(axis=-1)[:, None]], axis=-1)
-        w = np.insert(w, w.shape[-1], 1, axis=-1)
+        rows = np.append(rows, left.argmax(axis=-1)[:, None], axis=-1)
+        w = np.append(w, np.ones_like(heads), axis=-1)
         kept = gram[heads[..., None], rows[..., None], rows[:, None]]
         for _ in range(30):
             w = w * mass[heads, rows] / ((kept @ w[..., None])[..., 0] + TINY)
@@ -119,11 +176,11 @@ def merged(c, m):
     log_z = np.logaddexp.reduce(q @ k.mT, axis=-1, keepdims=True)
     x = np.concatenate([y / (np.linalg.norm(y, axis=(-2, -1), keepdims=True) + TINY)
                         for y in (k, c.v)], axis=-1)
-    w, m, apart = looked_at(k), min(m, k.shape[-2]), (x * x).sum(axis=-1)
+    w, apart, nearest = looked_at(k), (x * x).sum(axis=-1), 0
     for i in range(m):    # each the farthest from those before it
         far = (w[..., 0] * apart).argmax(axis=-1)[..., None, None]
         distance = ((x - np.take_along_axis(x, far, axis=-2)) ** 2).sum(axis=-1)
-        nearest = np.where(distance < apart, i, nearest if i else 0)
+        nearest = np.where(distance < apart, i, nearest)
         apart = np.minimum(distance, apart) if i else distance
     part = (np.eye(m, dtype=k.dtype)[nearest] * w).mT
     total = part.sum(axis=-1, keepdims=True)
@@ -144,23 +201,13 @@ RULES = {"last kept": equal(lambda c, m: keep(c, np.arange(c.k.shape[-2])[None, 
          "least squares": least_squares}
 
 
-def random_features(layers, m, rng):
-    """The paper's: m independent directions for all heads (ICLCA §5)."""
-    directions = rng.standard_normal((m, layers[0].k.shape[-1]))
+def random_features(layers, m, rng, times=1):
+    """The paper's: m (or so many times m) independent directions for all heads (ICLCA §5)."""
+    directions = rng.standard_normal((times * m, layers[0].k.shape[-1]))
     features = partial(log_random_features, projection=directions)
     return [(features, softmax_bias(c.k, c.v, features)) for c in layers]
 
 
 def converted(made):
-    """What a rule has made, as `forward` takes it with `softmax_attend`."""
-    return [(bias, z if callable(z) else partial(score, z=z)) for z, bias in made]
-
-
-def score(x, z):
-    """log φ(x) = Z x: how strongly x (..., n, d_k) attends to each landmark (..., r, d_k)."""
-    return x @ z.mT
-
-
-def apart(answer, expected):
-    """The relative error of logits."""
-    return np.linalg.norm(answer - expected) / np.linalg.norm(expected)
+    """What a rule has made, as `forward` takes it with `softmax_attend`: log φ(x) is Z x."""
+    return [(bias, z if callable(z) else lambda x, z=z: x @ z.mT) for z, bias in made]
