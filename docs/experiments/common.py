@@ -43,8 +43,8 @@ def told(main):                  # main, for which a file that is not sound is o
 def start(main):                 # main(), also without UTF-8, and if nobody reads on (`| head`)
     try:
         sys.stdout.reconfigure(errors="replace")
-        code = main()
+        code = told(main)()
         sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(1)              # another flush, at the exit, would fail again
+    except OSError:              # another flush, at the exit, would fail again
+        os._exit(1)
     sys.exit(code)
