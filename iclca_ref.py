@@ -41,7 +41,7 @@ from linear_transformer import (Bias, _divide, check_shapes, chunked_attention, 
 def key_value_matrix(k, v):
     """The Key-Value matrix Σ_j φ(k_j) v_jᵀ: k (..., m, d_k), v (..., m, d_v) to (..., d_k, d_v).
 
-    Tokens in front change this and the normalizer's sum alone. Source: Definition 3.4, Eq 6.
+    Without positions, tokens in front change this and the normalizer alone. Source: Def 3.4, Eq 6.
     """
     check_shapes("k:mk v:mv", k, v)
     return k.mT @ v
@@ -380,9 +380,9 @@ def softmax_bias(k, v, log_features):
 
 
 def fitted_bias(attention, v, rows):
-    """The best bias with a few of the context's own keys as features, φ_a(q) = exp(k_a·q), a in R.
+    """The best bias, nearly, with some of the context's own keys as features φ_a(q) = exp(k_a·q).
 
-        b_KV = E v,    b_D = E 1,    E ≥ 0 minimizes ‖A_R E − A‖,    e_j = the unit vector if j in R
+        b_KV = E v,    b_D = E 1,    min_{E ≥ 0} ‖A_R E − A‖,    e_j = the unit vector if j is in R
 
     attention A (..., n, m) is how n queries that may come attend to the m tokens, A_R its columns
     at `rows` R (..., r), all different; v (..., m, d_v). Exact for any query if all rows are kept.
@@ -439,7 +439,7 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
-    """An adapter: softmax as `forward`'s `attend`, `converted` of `iclaa`; it returns no state."""
+    """An adapter: softmax as `forward`'s `attend`; instead of a state it returns `converted`."""
     q, k = (rotate_at(x, rope, np.arange(1, x.shape[-2] + 1)) for x in (q, k))
     if converted is None:
         return softmax_attention(q, k, v), None

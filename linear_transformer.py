@@ -23,10 +23,10 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
     Bias(kv, d)    the state: kv (..., d_k, d_v) is the paper's b_KV or s, d (..., d_k) its b_D or z
 
 Arithmetic comes from the input, by NumPy's own promotion: float32 gives float32 (an np.float64
-scalar makes it float64, Python's numbers do not), object arrays of Fractions or any exact ring the
-same: a field where something is divided, so no ints. Where shapes are checked, arrays of bool,
-unsigned numbers and float16, whose sums go wrong silently, are a TypeError; shapes that do not fit
-are a ValueError with the shapes. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+scalar makes it float64, Python's numbers and rotations do not), object arrays of Fractions or any
+exact ring the same: a field where something is divided, so no ints. Where shapes are checked, those
+that do not fit are a ValueError with the shapes; bool, unsigned numbers and float16, whose sums go
+wrong silently, are a TypeError. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -107,7 +107,7 @@ def rope_frequencies(d, base=10_000.0):
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    Angles are float64, as in float32 one is off by 0.0005 at 10,000; the result has theta's type.
+    Angles are float64, as in float32 one is off by 0.0005 at 10,000; results have theta's float type.
     """
     angles, dtype = np.multiply.outer(positions, theta, dtype=np.float64), np.asarray(theta).dtype
     dtype = dtype if dtype.kind == "f" else np.float64

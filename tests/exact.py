@@ -286,7 +286,7 @@ def assert_proved(actual, expected, zero=False, **shape):
 
     `shape` names the sizes for the table, M=2, heads=1, rotated=True; if it is empty, the shapes of
     the results do. That 0 = 0 is not counted, unless the theorem says that all is zero. A proof is
-    void if a denominator vanishes for all values: one entry must have a value at a Point.
+    void if a denominator vanishes for all values: every variable must have a value at a Point.
     """
     pairs = pairs_of(actual, expected, (Polynomial, Fraction, int))
     for a, e in pairs:
@@ -296,8 +296,9 @@ def assert_proved(actual, expected, zero=False, **shape):
                if isinstance(x, Polynomial) and x.terms.keys() - {one}]   # those with variables
     if zero or entries:
         count(pairs, "every input", shape)
-    if entries:
-        evaluate(min(entries, key=lambda p: len(p.terms)), Point(np.random.default_rng(SEED)))
+    point = Point(np.random.default_rng(SEED))
+    for x in {x for p in entries for monomial in p.terms for x, _ in monomial}:
+        point[x]
 
 
 def assert_refuted(actual, expected, rng=None, **shape):
@@ -335,6 +336,7 @@ def assert_close(actual, expected, ulps):
     pairs = pairs_of(actual, expected, types=None)
     for a, e in pairs:
         assert a.dtype == e.dtype and a.dtype.kind == "f", (a.dtype, e.dtype)
+        assert np.isfinite(e).all()
         allowed = ulps * np.finfo(a.dtype).eps * abs(e).max(initial=0)
         assert abs(a - e).max(initial=0) <= allowed
     count(pairs, pairs[0][0].dtype.name)

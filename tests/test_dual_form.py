@@ -197,7 +197,7 @@ def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     expected = W - gradient_of(-(V * (K @ W.T)).sum(), W)
     return (step, W + icl_weight_update(context, w_k, w_v), E), (expected, expected, V)
 
-@broken(relaxed_attention, "dividing by Σ q·k on both sides", drawn, [symbolic()],
+@broken(relaxed_attention, "each side divided by its own Σ q·k", drawn, [symbolic()],
         (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
 def with_a_normalizer_the_weights_and_the_update_do_not_add(context, x, w_k, w_v, q):
     answer, attention = relaxed_attention(context, x, w_k, w_v, q)

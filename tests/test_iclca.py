@@ -104,10 +104,10 @@ def with_a_bias_beside_them(context, x, w_q, w_k, w_v, b_kv):
 starts = dict(rotated=(False, True), started=(False, True))
 options = starts | dict(normalized=(False, True))
 SHAPES = shapes(
-    [dict(m=34, n=2, rotated=True), *every(m=range(4), n=(1, 2), **options),
+    [*every(m=range(4), n=(1, 2), **options), dict(m=34, n=2, rotated=True),
      *every(m=(2, 3), n=(3,), heads=(2,), pairs=(2,), d_v=(3,), **options)],
-    [dict(m=70, n=30, rotated=True, started=True),
-     *every(m=range(4), n=range(4), heads=(1, 2), pairs=(1, 2), d_v=(1, 2, 3), **options)])
+    [*every(m=range(4), n=range(4), heads=(1, 2), pairs=(1, 2), d_v=(1, 2, 3), **options),
+     dict(m=70, n=30, rotated=True, started=True)])
 
 
 def long_text(rng, dtype):

@@ -46,6 +46,7 @@ def theorem(name, source, random=None, shapes=(), symbolic=symbolic_case, floats
     `zero` says that the theorem is that something is 0, so that no variable needs to be left.
     """
     def make(sides):
+        assert shapes or random is not None or floats, f"{name} has nothing to be proved on"
         sides.made, sides.row = {}, pytest.mark.proves(name, source)
         if shapes:
             sides.made["every_input"] = lambda: [assert_proved(
