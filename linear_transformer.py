@@ -107,7 +107,7 @@ def rope_frequencies(d, base=10_000.0):
 def rope(positions, theta):
     """The cosines and sines of the angles position · θ_m: (n,) and (d/2,) give two arrays (n, d/2).
 
-    Angles are float64, as in float32 one is off by 0.0005 at 10,000; results have theta's float type.
+    Angles are float64, as in float32 one is off by 0.0005 at 10,000; the results have theta's type.
     """
     angles, dtype = np.multiply.outer(positions, theta, dtype=np.float64), np.asarray(theta).dtype
     dtype = dtype if dtype.kind == "f" else np.float64
