@@ -237,7 +237,7 @@ class Point(dict):
         elif function in ("free", "e^iθ"):
             value = int(self.rng.integers(1, 2**63))
         else:   # a value for each of the values of its arguments
-            value = self[function, *x, j]
+            value = self[(function, *x, j)]
         self[variable] = value
         return value
 
