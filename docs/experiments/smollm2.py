@@ -117,7 +117,7 @@ def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=
         def score(key, biases=None, front=()):
             ids = [[*front, *encode(f"{word} ->", tokenizer)] for word, _ in queries]
             given = np.concatenate(answers(model, ids, [len(text) - 1 for text in ids], biases))
-            found[name == MADE_UP, *key].append(np.mean(given.argmax(axis=-1) == firsts))
+            found[(name == MADE_UP, *key)].append(np.mean(given.argmax(axis=-1) == firsts))
 
         score(("in context", 0), every_token(model, context))
         score(("dropped", 0))
