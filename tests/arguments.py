@@ -11,7 +11,7 @@ then the function on each of the batch's parts, put together: nothing may mix, s
 """
 
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, product
 
 import numpy as np
@@ -28,22 +28,17 @@ def a(*shape):
     """Ones of this shape."""
     return np.ones(shape)
 
-
 def case(name, function, spec, numbers=int):
     return pytest.param(function, spec.split(), numbers, id=name)
 
-
 def whole(rng, numbers, *shape):
     """Whole numbers from 1 to 9, so that no denominator vanishes: ints, Fractions or floats."""
-    entries = rng.integers(1, 10, shape)
-    return fractions(entries) if numbers is Fraction else entries.astype(
-        float if numbers is float else object)
-
+    x = rng.integers(1, 10, shape)
+    return fractions(x) if numbers is Fraction else x.astype(float if numbers is float else object)
 
 def leading_axes(batch, marks):
     """Every way in which the arguments may have the leading axes of the batch."""
-    choices = [range(len(batch) + 1) if mark == "?" else [0] for mark in marks]
-    for left_out in product(*choices):
+    for left_out in product(*(range(len(batch) + 1 if mark == "?" else 1) for mark in marks)):
         leading = []
         for mark, n in zip(marks, left_out):
             leading.append({"=": leading[-1] if leading else batch, "!": ()}.get(mark, batch[n:]))
@@ -54,6 +49,7 @@ def batches(*cases):
     """The test that a function of a batch is the function of its parts."""
     @pytest.mark.parametrize("function, spec, numbers", cases)
     def test(function, spec, numbers):
+        same = partial(assert_close, ulps=500) if numbers is float else assert_exactly_equal
         rng = np.random.default_rng(0)
         names, letters = zip(*(part.split(":") for part in spec))
         cores = [tuple(LENGTHS[letter] for letter in core) for core in letters]
@@ -67,12 +63,8 @@ def batches(*cases):
                 lengths = [len(axes) for axes in leading]
                 results = flat(function(*(arrays(i, n) for i, n in enumerate(lengths))))
                 for at in np.ndindex(batch):
-                    parts = on_part(*((n, at[len(batch) - n:]) for n in lengths))
-                    here = [result[at] for result in results]
-                    if numbers is not float:
-                        assert_exactly_equal(here, parts)
-                    else:
-                        assert_close(here, parts, ulps=500)
+                    same([result[at] for result in results],
+                         on_part(*((n, at[len(batch) - n:]) for n in lengths)))
     return test
 
 
@@ -107,13 +99,11 @@ def assert_apart(arrays, others=()):
         assert not np.shares_memory(x, y)
     assert all(x.flags.writeable for x in arrays)
 
-
 def assert_arguments_stay(function, *arguments):
     """The function works on read-only arguments and returns nothing that shares memory with them."""
     for x in flat(arguments):
         x.setflags(write=False)
     assert_apart(flat(function(*arguments)), flat(arguments))
-
 
 def layouts(x):
     """The same array with other strides."""

@@ -15,8 +15,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DERIVATION, PROOFS = ROOT / "docs" / "derivation.md", ROOT / "docs" / "proofs.md"
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-SOURCES = [ROOT / "iclca_ref.py", ROOT / "linear_transformer.py", *(ROOT / "docs").rglob("*.py"),
-           *(ROOT / "tests").glob("*.py")]
+SOURCES = [*sorted(ROOT.glob("*.py")), *ROOT.glob("docs/**/*.py"), *ROOT.glob("tests/*.py")]
 OTHERS = {"b_KV", "b_D", "allow_pickle", "get_executor"}   # the paper's; NumPy's and Dask's
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 
@@ -24,11 +23,9 @@ PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 def read(document):
     return document.read_text("utf-8")
 
-
 def prose(document):
     """The document without its code blocks."""
     return re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
-
 
 @cache
 def known_names():
@@ -38,11 +35,17 @@ def known_names():
     return {value for node in nodes for field in ("name", "arg", "id", "attr")
             if isinstance(value := getattr(node, field, None), str)} | OTHERS
 
-
 def anchors(document):
     """The anchors that GitHub makes of the headings."""
-    found = re.findall(r"^#+ (.*)$", prose(document), re.M)
-    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in found}
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            for text in re.findall(r"^#+ (.*)$", prose(document), re.M)}
+
+@cache
+def made_in(path):
+    """The tests of a file: its functions test_..., and those that theorem.py makes tests of."""
+    made = r"^def (test_\w+)|^@(?:theorem|broken)\(.*\ndef (\w+)|^(\w+) = \w+\(.*\)\("
+    text = ast.unparse(ast.parse(read(path)))   # a statement, a decorator on one line
+    return {name for names in re.findall(made, text, re.M) for name in names}
 
 
 @documents
@@ -65,23 +68,14 @@ def test_the_derivations_sections_run_after_the_first_alone_and_print_a_result(c
 
 
 def test_the_notebook_is_the_derivation_with_its_formulas_set_and_runs():
-    made, namespace = json.loads(json.dumps(notebook.notebook(read(DERIVATION)))), {}
+    made = json.loads(json.dumps(notebook.notebook(read(DERIVATION))))
     assert (made["nbformat"], made["nbformat_minor"]) == (4, 5)
     text, code = ([cell["source"] for cell in made["cells"] if cell["cell_type"] == kind]
                   for kind in ("markdown", "code"))
     assert code == [block.strip() for block in PYTHON.findall(read(DERIVATION))]
     assert "\n".join(text).count("$$") == 2 * read(DERIVATION).count("```math") > 0
     assert not re.search(r"```(math|python)|\]\(#", "\n".join(text))
-    for cell in code:
-        exec(cell, namespace)
-
-
-@cache
-def made_in(path):
-    """The tests of a file: its functions test_..., and those that theorem.py makes tests of."""
-    made = r"^def (test_\w+)|^@(?:theorem|broken)\(.*\ndef (\w+)|^(\w+) = \w+\(.*\)\("
-    text = ast.unparse(ast.parse(read(path)))   # a statement, a decorator on one line
-    return {name for names in re.findall(made, text, re.M) for name in names}
+    exec("\n".join(code), {})
 
 
 @documents
@@ -109,8 +103,8 @@ def test_every_link_within_the_project_leads_to_a_place(document):
         if not target.startswith("http"):
             page = (document.parent / target).resolve() if target else document
             assert page.exists(), target
-            line = re.fullmatch(r"L\d+", anchor) and page.suffix == ".py"   # see the map's own test
-            assert not anchor or line or anchor in anchors(page), f"{target}#{anchor}"
+            if anchor and not re.fullmatch(r"L\d+\.py", anchor + page.suffix):   # the map's test
+                assert anchor in anchors(page), f"{target}#{anchor}"
 
 
 @documents
@@ -118,38 +112,29 @@ def test_no_formula_has_what_github_mangles(document):
     """GitHub takes \\ before punctuation away, and wants $ beside a space or punctuation."""
     text = re.sub(r"\$`.*?`\$|`[^`\n]*`", "", prose(document), flags=re.S)
     assert "$$" not in text
-    formulas = list(re.finditer(r"\$([^$]+)\$", text))
-    assert text.count("$") == 2 * len(formulas)
+    assert text.count("$") == 2 * len(formulas := [*re.finditer(r"\$([^$]+)\$", text)])
     for formula in formulas:
-        assert not re.search(r"\\[^A-Za-z\s]", formula[1]), formula[0]
         around = text[formula.start() - 1] + text[formula.end():formula.end() + 1]
+        assert not re.search(r"\\[^A-Za-z\s]", formula[1]), formula[0]
         assert not re.search(r"[\w'’]", around), formula[0]
         assert formula[1].count("{") == formula[1].count("}") and formula[1].strip() == formula[1]
 
 
-def test_the_readme_fits_ninety_lines():
+def test_the_readme_fits_ninety_lines_and_the_edits_to_try_can_be_made():
     assert len(read(DOCUMENTS[0]).splitlines()) <= 90
-
-
-def test_the_edits_to_try_can_be_made():
     code, steps = map("".join, (map(read, SOURCES[:2]), read(PROOFS).split("## Break it")[1:]))
     edits = re.findall(r"^```text\n(.*)\n(.*)\n```$", steps, re.M)
     assert len(edits) == 3 and all(old in code and old != new for old, new in edits)
 
 
-def test_the_map_is_the_one_that_its_script_makes():
-    """Else run `python docs/paper_map.py`."""
-    assert paper_map.page(read(paper_map.PAGE)) == read(paper_map.PAGE)
-
-
-def test_the_numbered_items_of_the_papers_are_all_in_the_map():
+def test_the_map_is_the_one_that_its_script_makes_with_all_numbered_items_of_the_papers():
     text = read(paper_map.PAGE)
+    assert paper_map.page(text) == text   # else run `python docs/paper_map.py`
     for item in """Def 3.1, Def 3.2, Def 3.3, Def 3.4, §4.1, Theorem 4.1, Assumption 4.2,
             Assumption 4.3, Assumption 4.4, Theorem 4.5, Algorithm 1, App D, Table 1, Table 2,
             §6.4, Prop 1, Prop 2, Prop 3, App A.10, Figure 2, RetNet, DeltaNet, SimAOU, Irie,
             Aizerman, Deutch, Shen, Dherin, MesaNet""".split(","):
         assert re.search(rf"^\| .*{re.escape(item.strip())}", text, re.M), item
-    iclca = text.split("**The dual form**")[0]
-    found = {n for pair in re.findall(r"Eq (\d+)(?:-(\d+))?", iclca)
-             for n in range(int(pair[0]), int(pair[1] or pair[0]) + 1)}
+    found = {n for first, last in re.findall(r"Eq (\d+)(?:-(\d+))?", text.split("**The dual")[0])
+             for n in range(int(first), int(last or first) + 1)}
     assert found == {1, 3, *range(5, 20)}
