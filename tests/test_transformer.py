@@ -218,6 +218,10 @@ def made(d_model=8, n_layers=2, n_heads=2):
     return lambda: random_transformer(np.random.default_rng(0), 9, d_model, n_layers, n_heads)
 
 
+def test_a_model_may_have_no_layers():
+    assert made(n_layers=0)().layers == () and forward(made(n_layers=0)(), [1])[0].shape == (1, 9)
+
+
 biases = iclca(model, [1, 2])
 other = iclca(made(n_heads=1)(), [1, 2])
 
