@@ -227,6 +227,7 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     if not 1 <= chunk < np.inf:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     (b_kv, b_d), n, chunk = Bias.start(k, v, bias), q.shape[-2], int(chunk)
+    one = np.ones((n, 1), k.dtype)
     for i in range(0, max(n, 1), chunk):
         q_c, k_c, v_c = (x[..., i:i + chunk, :] for x in (q, k, v))
         here = np.arange(n)[i:i + chunk] + 1
@@ -235,7 +236,7 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
         o_c = scores @ v_c + rq @ b_kv
         if normalize:
             weights = np.tril(q_c @ k_c.mT) if rope is not None else scores
-            o_c = _divide(o_c, weights.sum(axis=-1, keepdims=True) + q_c @ b_d[..., None])
+            o_c = _divide(o_c, weights @ one[i:i + chunk] + q_c @ b_d[..., None])
         o = np.empty(v.shape, o_c.dtype) if i == 0 else o
         o[..., i:i + chunk, :] = o_c
         b_kv, b_d = rk.mT @ v_c + b_kv, k_c.sum(axis=-2) + b_d
