@@ -325,8 +325,6 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
     On `alternating_tokens`, of widths n_x and n_y, the odd rows become (x_j, y_j, e_{2j−1}), which
     `gd_weights` needs. Source: Prop 3, App A.5.
     """
-    if min(n_x, n_y, n) < 0:
-        raise ValueError(f"lengths must not be negative, got {n_x = }, {n_y = }, {n = }")
     width = n_x + n_y + 2 * n
     w_q = np.eye(2 * n, width, k=n_x + n_y, dtype=dtype)
     w_k = np.eye(2 * n, width, k=n_x + n_y + 1, dtype=dtype)

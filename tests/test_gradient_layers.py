@@ -325,7 +325,6 @@ def test_arguments_stay_and_may_have_any_layout():
 
 test_mistakes = refused(
     ("w0; list", lambda: gd_weights([[1.0]], 0.5, 1)), ("n = nan", lambda: gd_weights(a(1, 1), 1, np.nan)),
-    *[("negative", lambda s=s: pairing_weights(*s)) for s in ((-1, 1, 1), (-2, 4, 1), (1, 1, -1))],
     *calls(partial(lsa, weights=gd_weights(a(1, 2), 0.1, 3)), "context query", "32 12", "33 12",
            "32 13", "3 3", "233 13", "233 3", "133 213", "233 113", "23 14"),
     *calls(layer, "context query w_q w_k w_v p", "23 3 33 33 33 13", "23 3 33 33 33 133",
