@@ -6,8 +6,8 @@
 
 A case has a function and the shapes of its arguments without leading axes. Every argument marked ?
 is tried with all of the batch's leading axes and with each number of them left out (the first ones,
-as NumPy has it); = as many as the argument before it; ! always without any. A function on a batch is
-then the function on each of the batch's parts, put together: nothing may mix, skip or swap them.
+as NumPy has it); = as many as the argument before it; ! always without any. A function on a batch
+is then the function on each of its parts, put together: nothing may mix, skip or swap them.
 """
 
 from fractions import Fraction
@@ -94,17 +94,17 @@ def refused(*calls, errors=(ValueError, TypeError, IndexError)):
 
 
 def assert_apart(arrays, others=()):
-    """No two arrays share memory, none of them with any of the others, and all can be written to."""
+    """No two arrays share memory, none with any of the others, and all can be written to."""
     for x, y in [*combinations(arrays, 2), *((x, y) for x in arrays for y in others)]:
         assert not np.shares_memory(x, y)
     assert all(x.flags.writeable for x in arrays)
 
 def assert_arguments_stay(function, *arguments):
-    """The function works on read-only arguments and returns nothing that shares memory with them."""
+    """The function works on read-only arguments and returns nothing that shares their memory."""
     for x in flat(arguments):
         x.setflags(write=False)
     assert_apart(flat(function(*arguments)), flat(arguments))
 
 def layouts(x):
     """The same array with other strides."""
-    return (np.repeat(x, 2, axis=-1)[..., ::2], x[..., ::-1].copy()[..., ::-1], np.asfortranarray(x))
+    return np.repeat(x, 2, axis=-1)[..., ::2], x[..., ::-1].copy()[..., ::-1], np.asfortranarray(x)
