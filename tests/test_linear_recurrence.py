@@ -197,9 +197,10 @@ start_added = added(steps(least=1), smallest)(
     lambda *case: [o for o, _ in replaced(*case, start=lambda A, B, state: state + B)])
 start_added_in_each_row = added(one_of(NAMES[1:]), each_of(NAMES[1:]))(
     lambda names, text: start_added(1, *law(*names, text)))
-right_factor = broken(replaced, "the pair (A, B) for s ↦ A s C + B", None, smallest)(
-    lambda _, q, A, B, s: (linear_recurrence(q[:1], A[:1], B[:1], s)[1],
-                           A[0] @ s @ variables("C", 1, 1) + B[0]))
+right_factor = broken(replaced, "the pair (A, B) for s ↦ A s C + B", None,
+                      [symbolic_steps(1, 0, 1, 2)])(   # for d_v = 1 it is a row, (A C, B)
+    lambda _, q, A, B, s: (linear_recurrence(q, A, B, s)[1],
+                           A[0] @ s @ variables("C", 2, 2) + B[0]))
 
 
 def test_in_the_first_row_the_start_may_be_added_and_in_eleven_rows_A_is_not_symmetric():
