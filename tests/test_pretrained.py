@@ -234,7 +234,7 @@ def test_pairs_merge_by_rank_within_pieces_special_tokens_are_one_unknown_bytes_
     assert bpe.decode(bpe.encode("é <|endoftext|>1", SMOL), SMOL) == "é <|endoftext|>1"
     tokens = [*TOKENIZER.ids]
     assert tokens[:2] == ["!", '"'] and tokens[94] == "¡" and tokens[188] == "Ā"    # GPT-2's ids
-    # llama2.c: the best score first, of equal ones the first; other characters are bytes, whatever their tokens' names
+    # llama2.c: the first of the best scores; other characters are bytes, whatever their names
     assert llama2c.encode("Too é", LLAMA2C) == [1, 263, 261, 259, 3 + 0xC3, 3 + 0xA9]
     scores = {b" ": (0, 259), b"b": (0, 260), b" b": (-2, 261), b"bb": (-1, 262)}
     assert llama2c.encode("bbb", scores) == [1, 259, 262, 260]
