@@ -80,7 +80,7 @@ WRONG += [("tiny.gguf", TINY.replace(old, new), message) for old, new, message i
     (b"\1" + bytes(7) + b"b", b"\1" + bytes(7) + b"a", "all different"),
     (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "twice"),
     (PAIR, b"general.alignment", "alignment is 0"), (PAIR, b"llama.block_count", "twice"),
-    (PAIR, b"llama.expert_used", "expert_used"), (b"\xae\x27", b"\0|", "no numbers"))]    # a scale of ∞
+    (PAIR, b"llama.expert_used", "expert_used"), (b"\xae\x27", b"\0|", "no numbers"))]   # d = ∞
 WRONG += [("tiny.gguf", content, message) for content, message in (
     (TINY[:-32], "truncated"), (TINY + b"x", "too long"), (TINY[:-4] + NAN, "no numbers"),
     (TINY[:8] + b"\xff" * 8 + TINY[16:], "18446744073709551615 tensors"),
@@ -234,11 +234,11 @@ def test_pairs_merge_by_rank_within_pieces_special_tokens_are_one_unknown_bytes_
     assert bpe.decode(bpe.encode("é <|endoftext|>1", SMOL), SMOL) == "é <|endoftext|>1"
     tokens = [*TOKENIZER.ids]
     assert tokens[:2] == ["!", '"'] and tokens[94] == "¡" and tokens[188] == "Ā"    # GPT-2's ids
-    # llama2.c: the best score first, other characters are bytes, whatever their tokens' names
+    # llama2.c: the first of the best scores; other characters are bytes, whatever their names
     assert llama2c.encode("Too é", LLAMA2C) == [1, 263, 261, 259, 3 + 0xC3, 3 + 0xA9]
-    scores = {b" ": (0, 259), b"a": (0, 260), b"b": (0, 261), b" a": (-2, 262), b"ab": (-1, 263)}
-    assert llama2c.encode("ab", scores) == [1, 259, 263]
-    assert llama2c.decode([1, 3 + 65, 263], scores) == "Aab"
+    scores = {b" ": (0, 259), b"b": (0, 260), b" b": (-2, 261), b"bb": (-1, 262)}
+    assert llama2c.encode("bbb", scores) == [1, 259, 262, 260]
+    assert llama2c.decode([1, 3 + 65, 262], scores) == "Abb"
 
 
 def by_whole_prompts(model, tokens, n, converted=None, choose=lambda x: x.argmax(axis=-1)):
