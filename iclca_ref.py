@@ -111,11 +111,11 @@ def linear_recurrence(q, A, B, state):
         momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I],  θ [k vᵀ; k vᵀ]
                                                   [−θ k kᵀ, η I]]
 
-    Stacked states are read by [q; 0]; Mamba-3's R is the token's own turn back.
-    Rotation is R_{−1} at every position, as the state, seen from the token that reads it, turns one
-    place back before each, and R_iᵀ R_j = R_{j−i}. DeltaNet's state is a weight matrix trained by a
-    step of rate β on ½ ‖sᵀ k − v‖² per token. q (..., n, d_k), A (..., n, d_k, d_k), B (..., n,
-    d_k, d_v), state (..., d_k, d_v); returns o (..., n, d_v) and the last state.
+    Stacked states are read by [q; 0]; Mamba-3's R is the token's own turn back. Rotation is R_{−1}
+    everywhere: seen from the token that reads it, the state turns one place back before each.
+    DeltaNet's is a weight matrix in training, a step of rate β on ½ ‖sᵀ k − v‖² per token. q (...,
+    n, d_k), A (..., n, d_k, d_k), B (..., n, d_k, d_v), state (..., d_k, d_v) give o (..., n, d_v)
+    and the last state.
     """
     check_shapes("q:nk A:nkk B:nkv state?:kv", q, A, B, state)
     state = np.array(np.broadcast_to(state, (*B.shape[:-3], *B.shape[-2:])))
@@ -138,8 +138,8 @@ def context_map(A, B):
 
         A = A_m ⋯ A_1,    B = Σ_j A_m ⋯ A_{j+1} B_j
 
-    A (..., m, d_k, d_k), B (..., m, d_k, d_v), as in `linear_recurrence`; returns the pair
-    (..., d_k, d_k), (..., d_k, d_v). Theorem 4.5 is the case A = R_{−M}, B = b'_KV of the start 0.
+    A (..., m, d_k, d_k), B (..., m, d_k, d_v) give (..., d_k, d_k), (..., d_k, d_v). In Theorem 4.5
+    A = R_{−M}, and B is b'_KV from the start 0.
     """
     check_shapes("A:mkk B:mkv", A, B)
     zero_A, zero_B = (np.zeros((*X.shape[:-3], *X.shape[-2:]), X.dtype) for X in (A, B))
@@ -152,9 +152,8 @@ def context_map(A, B):
 def parallel_scan(A, B):
     """The maps of all prefixes at once: entry i is the `context_map` of the first i + 1 tokens.
 
-    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: about m
-    log₂ m compositions, where a loop needs m, one after the other. A (..., m, d_k, d_k), B (..., m,
-    d_k, d_v) give two arrays of their shapes. Source: Hillis and Steele 1986.
+    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: m log₂ m
+    compositions for a loop's m. Shapes in and out as A and B. Source: Hillis and Steele 1986.
     """
     check_shapes("A:mkk B:mkv", A, B)
     for step in (2 ** r for r in range((A.shape[-3] - 1).bit_length())):
@@ -278,9 +277,8 @@ def gd_weights(w0, eta, n):
 
         W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
 
-    It moves context tokens from (x, y) to (x, y − ΔW x) and the query token from (x, −W₀ x) to
-    (x, −(W₀ + ΔW) x): the prediction is minus its y-part, and the same layer again is the next
-    step. w0 (d_out, d_in), n ≥ 1 tokens. Source: Prop 1, App A.1, Eq 8.
+    Context tokens (x, y) become (x, y − ΔW x), the query token (x, −W₀ x) (x, −(W₀ + ΔW) x): its
+    prediction is minus its y-part. w0 (d_out, d_in), n ≥ 1. Source: Prop 1, App A.1, Eq 8.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
@@ -406,8 +404,8 @@ def similarity_attention(similarity, phi_q, v, bias):
 
         o_i = (Σ_{j≤i} sim(q_i, k_j) v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} sim(q_i, k_j) + φ(q_i)ᵀ b_D)
 
-    similarity (..., n, n) with zeros above the diagonal, phi_q (..., n, r), v (..., n, d_v), bias
-    of width r. Exact if sim(q, k) = φ(q)·φ(k). Refuses a denominator of 0. Source: §5, Eq 17.
+    similarity (..., n, n), zeros above the diagonal, phi_q (..., n, r), v (..., n, d_v), bias of
+    width r. Exact if sim(q, k) = φ(q)·φ(k). Source: §5, Eq 17.
     """
     check_shapes("v:nv similarity:nn phi_q:nr", v, similarity, phi_q)
     b_kv, b_d = Bias.start(phi_q, v, bias)

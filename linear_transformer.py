@@ -5,10 +5,9 @@ a product of features, φ(q)·φ(k), and then the sum over earlier tokens is tak
 
     o_i = φ(q_i)ᵀ s_i / (φ(q_i)·z_i),    s_i = s_{i−1} + φ(k_i) v_iᵀ,    z_i = z_{i−1} + φ(k_i),
 
-so a layer remembers all that it has read in one matrix s and one vector z. This file holds that
-attention in three forms (token by token, all at once, in chunks) and the transformer around it.
-The recurrence may start from any state, a `Bias`; iclca_ref.py computes the Bias that stands for a
-whole context. A model is data and functions, without hidden state.
+so a layer remembers all that it has read in one matrix s and one vector z. Here are that attention
+in three forms (token by token, all at once, in chunks) and the transformer around it. It may start
+from any state, a `Bias`; iclca_ref.py computes the one that stands for a whole context.
 
 Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
@@ -38,8 +37,8 @@ import numpy as np
 def check_shapes(spec, *arrays):
     """Raise ValueError unless the arrays have the shapes of `spec`, such as "q:nk k:nk v:nv".
 
-    Every letter is one length. The axes before them, heads and batches, are the same for all; where
-    a name has a ? the first of them may be left out, and the array serves the whole batch.
+    Every letter is one length. Heads and batches are equal axes before them; where a name has a ?
+    the first of them may be left out, and the array serves the whole batch.
     """
     parts, lengths, batch = [part.split(":") for part in spec.split()], {}, ()
     for (name, letters), a in zip(parts, arrays):
@@ -182,9 +181,8 @@ def recurrent_attention(q, k, v, bias=None, rope=None, normalize=True):
         o_i = (R_i φ(q_i))ᵀ s_i / (φ(q_i)·z_i)
 
     q, k (..., n, d_k) are features already, v (..., n, d_v); `bias` is (s_0, z_0), zeros if None;
-    without `rope` R_i = 1; with normalize=False the denominator is 1, else 0 is a ValueError.
-    Returns o (..., n, d_v) and the state, seen from the next token: Bias(R_{−n} s_n, z_n). Source:
-    §7, Eq 19, with D₁, D₂ of Def 3.2.
+    without `rope` R_i = 1; with normalize=False the denominator is 1, else 0 is a ValueError. Gives
+    o (..., n, d_v) and the state seen from the next token, Bias(R_{−n} s_n, z_n). Source: Eq 19.
 
     >>> one = np.ones((3, 1))
     >>> recurrent_attention(one, one, np.array([[3.0], [5.0], [10.0]]))[0].ravel()   # running mean
@@ -220,8 +218,8 @@ def parallel_attention(q, k, v, bias=None, rope=None, normalize=True):
 def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     """Linear attention in chunks: Eq 13 for each, started from the sums that the last one left.
 
-    The same function as `recurrent_attention`, in time and memory that grow linearly with n. The
-    sums stay in the frame of position 0 until the end, so that they are turned once.
+    The same function as `recurrent_attention`, in time and memory that grow linearly with n; the
+    sums are turned once, at the end.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     if not 1 <= chunk < np.inf:
@@ -284,10 +282,9 @@ class Transformer(NamedTuple):
 def block(x, layer, model, bias=None, attend=chunked_attention):
     """One pre-norm layer: x + Attention(norm(x)), then x + MLP(norm(x)), MLP(h) = act(h W_1) W_2.
 
-    GPT-J's block (model.parallel) adds attention and MLP to the same x. x (..., n, d_model);
-    `bias` is what the attention starts from, `attend` any form of it. Returns x after the layer and
-    the state. All but `attend` acts on each token alone, which is why a context can reach the
-    tokens after it through the Bias only (Definition 3.4, §4.5, Appendix D).
+    GPT-J's block (model.parallel) adds both to the same x (..., n, d_model). `attend` is any form
+    of attention, `bias` its start; returns x after the layer and the state. All but `attend` acts
+    on each token alone: a context reaches later ones through the Bias only (Def 3.4, §4.5, App D).
     """
     check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd", x, *layer[:4])
     check_shapes("x:nd w_1?:df w_2?:gd", x.reshape(-1, x.shape[-1]), layer.w_1, layer.w_2)
@@ -328,9 +325,9 @@ def run_layers(model, tokens, biases=None, attend=chunked_attention):
 def forward(model, tokens, biases=None, attend=chunked_attention):
     """The model: tokens (..., n) to logits (..., n, vocab_size), and the layers' states.
 
-    `biases` is what each layer starts from: the state after earlier tokens, or a context converted
-    by `iclca`; None: nothing. Tokens that are no integers are a TypeError, one outside the
-    vocabulary an IndexError; none, or more than model.max_length, a ValueError.
+    `biases` is what each layer starts from: None, the state after earlier tokens, or a context that
+    `iclca` converted. Tokens that are no integers are a TypeError, one outside the vocabulary an
+    IndexError; none, or more than model.max_length, a ValueError.
     """
     x, biases = run_layers(model, tokens, biases, attend)
     check_shapes("x:nd unembed?:dv", x.reshape(-1, x.shape[-1]), model.unembed)

@@ -92,7 +92,7 @@ def variables(name, *shape):
 
 
 def angles(name, *shape):
-    """Variables z = e^(iθ), each for any angle θ: exact.symbolic_rope takes (d/2,) of them as theta."""
+    """Variables z = e^(iθ), each for any angle θ: symbolic_rope takes (d/2,) of them as theta."""
     z = of_letters(name, "an angle", shape)
     meanings.update((str(x), ("e^iθ", (), 0)) for x in np.ravel(z))
     return z
@@ -143,7 +143,7 @@ def unknown(name, elementwise=False):
         rows = x[..., None] if elementwise else x
         widths.add(rows.shape[-1])
         if len(widths) > 1:
-            raise ValueError(f"the unknown function {name} cannot be one of rows of {widths} entries")
+            raise ValueError(f"the function {name} cannot be one of rows of {widths} entries")
         y = np.empty(rows.shape, object)
         for place in np.ndindex(rows.shape[:-1]):
             y[place] = value_of(name, tuple(rows[place] + Polynomial({})), rows.shape[-1])
@@ -152,16 +152,17 @@ def unknown(name, elementwise=False):
 
 
 def derivative(p, x):
-    """∂p/∂x for a variable's name x: the power rule, and ∂(1/d) = −(1/d)² ∂d through a reciprocal."""
+    """∂p/∂x for a variable's name x: the power rule, and ∂(1/d) = −(1/d)² ∂d for reciprocals."""
     total = Polynomial({})
     for monomial, c in p.terms.items():
         for y, n in monomial:
             by_y = Polynomial({monomial - {(y, n)}: c * n}) * variable(y) ** (n - 1)
             function, arguments, _ = meanings.get(y, ("free", (), 0))
-            if function not in ("free", "1/", "e^iθ") and any(derivative(a, x) != 0 for a in arguments):
+            known = function in ("free", "1/", "e^iθ")
+            if not known and any(derivative(a, x) != 0 for a in arguments):
                 raise TypeError(f"the derivative of the unknown function {function} is unknown")
-            inner = -variable(y) ** 2 * derivative(arguments[0], x) if function == "1/" else int(x == y)
-            total = total + by_y * inner
+            total = total + by_y * (-variable(y) ** 2 * derivative(arguments[0], x)
+                                    if function == "1/" else int(x == y))
     return total
 
 
