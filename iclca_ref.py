@@ -152,8 +152,9 @@ def context_map(A, B):
 def parallel_scan(A, B):
     """The maps of all prefixes at once: entry i is the `context_map` of the first i + 1 tokens.
 
-    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: m log₂ m
-    compositions for a loop's m. Shapes in and out as A and B. Source: Hillis and Steele 1986.
+    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: about m
+    log₂ m compositions, where a loop needs m. A (..., m, d_k, d_k), B (..., m, d_k, d_v) give two
+    arrays of their shapes. Source: Hillis and Steele 1986.
     """
     check_shapes("A:mkk B:mkv", A, B)
     for step in (2 ** r for r in range((A.shape[-3] - 1).bit_length())):
@@ -277,8 +278,9 @@ def gd_weights(w0, eta, n):
 
         W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
 
-    Context tokens (x, y) become (x, y − ΔW x), the query token (x, −W₀ x) (x, −(W₀ + ΔW) x): its
-    prediction is minus its y-part. w0 (d_out, d_in), n ≥ 1. Source: Prop 1, App A.1, Eq 8.
+    Context tokens go from (x, y) to (x, y − ΔW x), the query token from (x, −W₀ x) to (x, −(W₀ +
+    ΔW) x): the prediction is minus its y-part, and the same layer is the next step too. w0 of shape
+    (d_out, d_in), n ≥ 1 tokens. Source: Prop 1, App A.1, Eq 8.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
@@ -436,7 +438,7 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
     """An adapter: softmax as `forward`'s `attend`; instead of a state it returns `converted`."""
-    q, k = (rotate_at(x, rope, np.arange(1, x.shape[-2] + 1)) for x in (q, k))
+    q, k = (rotate_at(x, rope, np.arange(1, np.shape(x)[-2] + 1)) for x in (q, k))
     if converted is None:
         return softmax_attention(q, k, v), None
     return softmax_attention_with_bias(q, k, v, *converted), converted

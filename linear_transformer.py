@@ -84,13 +84,13 @@ def gelu(x):
 
 def layer_norm(x):
     """(x − mean) / √(variance + 1e-5) over the last axis: layer normalization, gain 1, offset 0."""
-    centered = x - x.mean(axis=-1, keepdims=True)
+    centered = x - np.mean(x, axis=-1, keepdims=True)
     return centered / np.sqrt((centered * centered).mean(axis=-1, keepdims=True) + 1e-5)
 
 
 def softmax(x):
     """exp(x_j) / Σ_l exp(x_l) over the last axis; the largest entry is subtracted first."""
-    e = np.exp(x - (x + 0.0).max(axis=-1, keepdims=True, initial=-np.inf))
+    e = np.exp(x - np.max(np.add(x, 0.0), axis=-1, keepdims=True, initial=-np.inf))
     return e / e.sum(axis=-1, keepdims=True)
 
 

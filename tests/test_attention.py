@@ -13,7 +13,7 @@ from arguments import (a, assert_apart, assert_arguments_stay, batches, case, fl
                        refused)
 from exact import (Case, attention_cases, every, flat, fractions, rational_rope, realistic, rngs,
                    shapes, symbolic_case)
-from iclca_ref import attention_bias
+from iclca_ref import attention_bias, softmax_attend
 from linear_transformer import (Bias, check_shapes, chunked_attention, elu_plus_one,
                                 parallel_attention, recurrent_attention, rope, rope_frequencies,
                                 softmax, softmax_attention)
@@ -234,6 +234,7 @@ test_mistakes = refused(
     *[("must be an array; " + type(x).__name__, lambda x=x: parallel_attention(x, a(2, 1), a(2, 1)))
       for x in (np.ma.array(a(2, 1), mask=[[0], [1]]), np.rec.array(a(2, 1)), a(2, 1).view(np.matrix))],
     ("cos (4, 1)", lambda: recurrent_attention(*[a(4, 3)] * 3, rope=partial(rope, theta=a(1)))),
+    ("q; list", lambda: softmax_attend([[1.0]], [[1.0]], [[1.0]])),
     *[("chunk", lambda c=c: chunked_attention(*[a(2, 2)] * 3, chunk=c)) for c in (0, np.inf, np.nan)],
     *[("partial(rope, theta=...)", lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r))
       for form in FORMS.values() for r in (rope, a(2), 1)],

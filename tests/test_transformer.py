@@ -160,6 +160,7 @@ def test_elementwise_functions_take_their_known_values():
     np.testing.assert_allclose(elu_plus_one(x / 4), [np.exp(-0.25), 1, 1.5])
     np.testing.assert_allclose(gelu(x), [-0.158808009, 0, 1.954597694], atol=1e-9)
     normed = np.array([-2, 2]) / np.sqrt(4 + 1e-5)
+    np.testing.assert_allclose(layer_norm([1.0, 5.0]), normed, rtol=1e-15)
     np.testing.assert_allclose(layer_norm(np.array([1.0, 5.0])), normed, rtol=1e-15)
     assert elu_plus_one(np.array([255], np.uint8)) == 256
     with np.errstate(all="raise"):
