@@ -1,7 +1,7 @@
 """What every function does with its arguments: tests made of tables, for each part's own file.
 
     test_batches = batches(case("attention_bias", attention_bias, "k:nk v:nv", Fraction), ...)
-    test_types = float_types(the same cases)
+    test_types = types_and_layouts(the same cases)
     test_mistakes = refused(("k (2, 3), v (1, 3)", lambda: key_value_matrix(a(2, 3), a(1, 3))), ...)
 
 A case has a function and the shapes of its arguments without leading axes. Every argument marked ?
@@ -68,16 +68,20 @@ def batches(*cases):
     return test
 
 
-def float_types(*cases):
-    """The test that float32 and float64 stay what they are."""
+def types_and_layouts(*cases):
+    """The test that float32 and float64 stay what they are, whatever the arrays' strides, and that
+    arguments stay as they are and apart from the results, also if there is no token, n = 0."""
+    @pytest.mark.parametrize("n", [0, 1, 3])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     @pytest.mark.parametrize("function, spec, numbers", cases)
-    def test(function, spec, numbers, dtype):
-        rng = np.random.default_rng(0)
-        arrays = [rng.integers(1, 10, tuple(LENGTHS[letter] for letter in part.split(":")[1]))
-                  for part in spec]
-        results = flat(function(*(array.astype(dtype) for array in arrays)))
+    def test(function, spec, numbers, dtype, n):
+        rng, lengths = np.random.default_rng(0), LENGTHS | dict(n=n)
+        shapes = [tuple(lengths[letter] for letter in part.split(":")[1]) for part in spec]
+        arrays = [rng.integers(1, 10, shape).astype(dtype) for shape in shapes]
+        results = assert_arguments_stay(function, *arrays)
         assert {result.dtype for result in results} == {np.dtype(dtype)}
+        for others in zip(*map(layouts, arrays)):
+            assert_close(function(*others), results, ulps=8)
     return test
 
 
@@ -103,7 +107,9 @@ def assert_arguments_stay(function, *arguments):
     """The function works on read-only arguments and returns nothing that shares their memory."""
     for x in flat(arguments):
         x.setflags(write=False)
-    assert_apart(flat(function(*arguments)), flat(arguments))
+    results = flat(function(*arguments))
+    assert_apart(results, flat(arguments))
+    return results
 
 def layouts(x):
     """The same array with other strides."""

@@ -191,7 +191,7 @@ def models_with_directions(draw):
     heads, _, d_k = model.layers[0].w_k.shape
     bias = Bias(uniform(rng, heads, d_k, 1), uniform(rng, heads, d_k))
     trees = model, [bias] * len(model.layers)
-    return *trees, uniform(rng, 3, 3), directions(trees, partial(uniform, rng))
+    return *trees, uniform(rng, 3, 2), directions(trees, partial(uniform, rng))
 
 
 @theorem("gradients of a transformer", "the chain rule", models_with_directions())

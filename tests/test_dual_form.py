@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import (LENGTHS, a, assert_arguments_stay, batches, case, float_types, layouts,
-                       refused)
+from arguments import a, batches, case, refused, types_and_layouts
 from exact import (assert_close, assert_exactly_equal, case_rngs, every, fractions, rates, rngs,
                    shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
@@ -51,7 +50,7 @@ cases = st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *s
 symbolic_regression = partial(regression, variables, variables("eta"))
 symbols = [symbolic_regression()]
 # The smallest case: W₀ = 1, one example x = 1, y = 0, tested at x = 1, with rate 1.
-smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1)[()])
+smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1))
 mean_squared = lambda outputs, targets: (outputs - targets) / len(targets)     # its gradient
 FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2)) + [dict(n=3, d_in=3, d_out=2, tests=2)],
              every(n=range(1, 4), d_in=(1, 2, 3), d_out=(1, 2, 3), tests=(1, 2)))
@@ -258,28 +257,18 @@ CASES = [
     case("dual_form, one input", dual_form, "W0?:oi E:no X:ni x!:i"),
     case("dual_form, one layer", dual_form, "W0!:oi E?:no X=:ni x:ri"),
     *[case(f"gradient_descent, {n} steps", partial(gradient_descent, eta=1, steps=n),
-           "W0!:oi X!:ni Y!:no", float) for n in (0, 1, 2)],
-    case("potential", predict, "alpha!:no X!:ni x:i"), case("rows", predict, "alpha!:n X!:ni x:ri")]
-test_batches, test_types = batches(*CASES), float_types(*CASES)
+           "W0!:oi X!:hi Y!:ho", float) for n in (0, 1, 2)],
+    case("potential", predict, "alpha!:ho X!:hi x:i"), case("rows", predict, "alpha!:h X!:hi x:ri")]
+test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 
 
 def test_each_output_of_a_potential_function_has_its_own_weights():
     K, V, q = (uniform(np.random.default_rng(n), n, 2) for n in (3, 3, 5))
     expected = np.stack([sum(v * kernel(k, x) for k, v in zip(K, V)) for x in q])
     assert_exactly_equal([predict(V, K, q), predict(V[:, 1], K, q)], [expected, expected[:, 1]])
-    for one in 0.75, fractions(0.75)[()]:     # a kernel may return whole numbers before others
+    for one in 0.75, fractions(0.75):     # a kernel may return whole numbers before others
         X = np.array([[0], [1]], type(one))
         assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: one if x_i[0] else 0) == one
-
-
-def test_arrays_may_be_one_array_or_views_of_any_layout_and_stay_as_they_are():
-    x = np.random.default_rng(0).integers(-9, 9, (2, 4, 4))
-    assert_exactly_equal([lin_attn(x, x, x), weight_update(x, x)], [x @ (x.mT @ x), x.mT @ x])
-    for y in layouts(x):
-        assert_exactly_equal([dual_form(y, y, y, y), predict(y[0], y[0], y)],
-                             [dual_form(x, x, x, x), predict(x[0], x[0], x)])
-    for function, spec, _ in (each.values for each in CASES):
-        assert_arguments_stay(function, *(a(*map(LENGTHS.get, x.split(":")[1])) for x in spec))
 
 
 def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, float_types, refused
+from arguments import a, batches, case, refused, types_and_layouts
 from exact import (angles, assert_close, assert_exactly_equal, every, fractions, rational_rope,
                    rngs, rngs_of, rotations, symbolic_rope, uniform)
 from linear_transformer import identity, rope, rope_frequencies, rotate
@@ -125,7 +125,7 @@ def test_a_float64_table_leaves_float32_features_float32_and_does_not_round_inte
 
 CASES = [case("rotate", lambda x: rotate(x, x[..., ::2], 2 * x[..., ::2]), "x:nd"),
          case("rotate, one row for all", lambda x: rotate(x, a(1, 2), a(1, 2)), "x:nd", float)]
-test_batches, test_types = batches(*CASES), float_types(*CASES)
+test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 
 test_mistakes = refused(
     ("got 3", lambda: rope_frequencies(3)), ("got -2", lambda: rope_frequencies(-2)),

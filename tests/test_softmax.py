@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, assert_arguments_stay, batches, case, float_types, refused
+from arguments import a, batches, case, refused, types_and_layouts
 from exact import (Case, assert_close, assert_within_chance, attention_cases, case_rngs, every,
                    fractions, rngs, symbolic_case, uniform)
 from iclca_ref import (attention_bias, fitted_bias, iclaa, log_random_features,
@@ -318,7 +318,7 @@ FLOATS = [
          "attention:nd v:dv", float)]
 EXACT = case("similarity_attention", lambda v, sim, phi_q, *b: similarity_attention(
     sim, phi_q, v, Bias(*b)), "v:nv similarity:nn phi_q:nr kv?:rv d?:r", Fraction)
-test_batches, test_types = batches(EXACT, *FLOATS), float_types(EXACT, *FLOATS)
+test_batches, test_types = batches(EXACT, *FLOATS), types_and_layouts(EXACT, *FLOATS)
 
 q = a(2, 5, 4)
 (kv, d), log_ones = projected(a(3, 4))(q, q)
@@ -350,11 +350,3 @@ test_mistakes = refused(
         [0, 4], [-1], [1, 1], [0.5], np.zeros(0, int), [[0, 1], [2, 2]])],
     ("rows (3, 2)", fitted(np.zeros((3, 2), int))), ("rows; bool", fitted([True])),
     ("attention (5, 4)", fitted([0], a(5, 4))), ("v (2, 3, 3)", fitted([0], v=a(2, 3, 3))))
-
-
-def test_arguments_stay_as_they_are():
-    assert_arguments_stay(lambda q, *b: softmax_attention_with_bias(
-        q, q, q, Bias(*b), lambda x: -x), a(2, 3, 4), a(4, 4), a(4))
-    assert_arguments_stay(lambda sim, phi_q, v, *b: similarity_attention(sim, phi_q, v, Bias(*b)),
-                          np.tril(a(3, 3)), a(3, 2), a(3, 4), a(2, 4), a(2))
-    assert_arguments_stay(fitted_bias, a(2, 5, 4), a(2, 4, 4), np.array([0, 1, 2, 3]))

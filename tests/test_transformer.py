@@ -256,7 +256,8 @@ test_mistakes = refused(
 def test_a_model_is_not_modified_and_not_returned():
     tokens, start = np.array([1, 2, 3]), [None, None]
     assert_arguments_stay(
-        lambda *_: [forward(model, tokens, biases), generate(model, tokens, 3, biases)],
+        lambda *_: [forward(model, tokens, biases), generate(model, tokens, 3, biases),
+                    iclca(model, tokens, biases), iclca(model, [], biases)],
         tokens, model.embed, model.unembed, model.layers, biases)
-    forward(model, tokens, start)
+    forward(model, tokens, start), iclca(model, tokens, start)
     assert start == [None, None]
