@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arguments import a, batches, case, refused, types_and_layouts
-from exact import (assert_close, assert_exactly_equal, case_rngs, every, fractions, rates, rngs,
-                   shapes, uniform)
+from exact import (arrays, assert_close, assert_exactly_equal, every, fractions, random_arrays, rates,
+                   rngs, shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
                        kernel_prediction, key_value_matrix, lin_attn, linear_bias, lsa,
                        weight_update)
@@ -21,23 +21,24 @@ from theorem import broken, theorem
 sizes = st.integers(1, 3)
 
 
+DATA = dict(W="d_out d_in", X="n d_in", Y="n d_out", x="tests d_in")
+
+
 class Regression(namedtuple("Regression", "W0 X Y x eta")):
-    """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
+    """Weights, training inputs, targets and test inputs of the shapes in DATA, a learning rate."""
 
     def trained(self, steps=1):   # W after so many steps
         return gradient_descent(self.W0, self.X, self.Y, self.eta, steps)[0]
 
 
-def regression(numbers, eta, n=1, d_in=1, d_out=1, tests=1):
-    """The Regression of numbers(name, *shape)."""
-    shapes = dict(W=(d_out, d_in), X=(n, d_in), Y=(n, d_out), x=(tests, d_in))
-    return Regression(*(numbers(name, *shape) for name, shape in shapes.items()), eta)
+def symbolic_regression(**shape):
+    return Regression(*arrays(variables, DATA, **shape), variables("eta"))
 
 
 def float_regression(rng, dtype):
     """From 20 to 100 examples, with sums that do not cancel."""
-    return regression(lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype), 1e-3,
-                      int(rng.integers(20, 101)), 5, 3, 4)
+    return Regression(*arrays(lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype), DATA,
+                              n=int(rng.integers(20, 101)), d_in=5, d_out=3, tests=4), 1e-3)
 
 
 def along(shapes, **sizes):
@@ -45,9 +46,7 @@ def along(shapes, **sizes):
     return [shape | more for shape in shapes for more in every(**sizes)]
 
 
-cases = st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *shape), *how),
-                  case_rngs, rates, *[sizes] * 4)
-symbolic_regression = partial(regression, variables, variables("eta"))
+cases = st.builds(lambda data, eta: Regression(*data, eta), random_arrays(DATA), rates)
 symbols = [symbolic_regression()]
 # The smallest case: W₀ = 1, one example x = 1, y = 0, tested at x = 1, with rate 1.
 smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1))
@@ -166,19 +165,13 @@ def with_the_kernel_of_other_features(case):
 
 # ---- Dai et al. ---------------------------------------------------------------------------------
 
-def demonstrations(numbers, m=1, n=1, d=1, d_k=1, d_v=1, step=False):
-    """Demonstrations (m, d), query tokens (n, d), w_k (d, d_k), w_v (d, d_v), a query (d_k,)."""
-    shapes = dict(c=(m, d), x=(n, d), k=(d, d_k), v=(d, d_v), q=(d_k,))
-    return tuple(numbers(name, *shape) for name, shape in shapes.items())
-
-
+# demonstrations, query tokens, w_k, w_v, a query
+DEMONSTRATIONS = dict(c="m d", x="n d", k="d d_k", v="d d_v", q="d_k")
 DAI = "Demonstrations are a weight update", "Dai et al. §3"
-symbolic = partial(demonstrations, variables)
-drawn = st.builds(lambda rng, *how: demonstrations(lambda _, *shape: uniform(rng, *shape), *how),
-                  case_rngs, *[sizes] * 5)
+symbolic = partial(arrays, variables, DEMONSTRATIONS)
 
 
-@theorem(*DAI, drawn, shapes(
+@theorem(*DAI, random_arrays(DEMONSTRATIONS), shapes(
     every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2)) + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
     every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic)
 def relaxed_attention(context, x, w_k, w_v, q):
@@ -188,7 +181,8 @@ def relaxed_attention(context, x, w_k, w_v, q):
     return updated @ q, lin_attn(tokens @ w_v, tokens @ w_k, q)
 
 
-@theorem(*DAI, None, every(m=(1, 2), n=[1], d=[2], d_k=(1, 2), d_v=(1, 2), step=[True]), symbolic)
+@theorem(*DAI, None, every(m=(1, 2), n=[1], d=[2], d_k=(1, 2), d_v=(1, 2), step=[True]),
+         lambda step, **shape: symbolic(**shape))
 def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     """On L = −Σ_i v_i·W k_i, whose error signals are the values, from any W."""
     K, V, W = context @ w_k, context @ w_v, variables("W", w_v.shape[1], w_k.shape[1])
@@ -196,7 +190,8 @@ def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     expected = W - gradient_of(-(V * (K @ W.T)).sum(), W)
     return (step, W + icl_weight_update(context, w_k, w_v), E), (expected, expected, V)
 
-@broken(relaxed_attention, "each side divided by its own Σ q·k", drawn, [symbolic()],
+@broken(relaxed_attention, "each side divided by its own Σ q·k",
+        random_arrays(DEMONSTRATIONS), [symbolic()],
         (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
 def with_a_normalizer_the_weights_and_the_update_do_not_add(context, x, w_k, w_v, q):
     answer, attention = relaxed_attention(context, x, w_k, w_v, q)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arguments import a, batches, case, refused, types_and_layouts
-from exact import (Case, assert_close, assert_within_chance, attention_cases, case_rngs, every,
-                   fractions, rngs, symbolic_case, uniform)
+from exact import (Case, arrays, assert_close, assert_within_chance, attention_cases, every,
+                   fractions, random_arrays, rngs, symbolic_case)
 from iclca_ref import (attention_bias, fitted_bias, iclaa, log_random_features,
                        similarity_attention, softmax_attend, softmax_attention_with_bias,
                        softmax_bias)
@@ -82,23 +82,21 @@ def both_keys_at_the_first(case):
 
 # ---- The best bias for given rows ---------------------------------------------------------------
 
-@st.composite
-def shares(draw):
-    """How one query attends to m tokens, their values, its own value, and how R share them."""
-    m, r, d_v, rng = (*(draw(st.integers(1, 3)) for _ in range(3)), draw(case_rngs))
-    return *(uniform(rng, *s) for s in ((1, m), (m, d_v), (1, d_v), (min(r, m), m))),
+# how one query attends to m tokens, their values, its own value, and how R of them share them
+SHARES = dict(a="query m", v="m d_v", o="query d_v", e="r m")
+shares = random_arrays(SHARES).map(lambda x: (x[0][:1], x[1], x[2][:1], x[3][:len(x[1])]))
 
 
-def any_shares(m, r, d_v):
+def any_shares(**shape):
     """The same of variables; E's last entry is such that the denominator is a variable t ≠ 0."""
-    shapes = (1, m), (m, d_v), (1, d_v), (r, m)
-    attention, v, own, e = (variables(name, *s) for name, s in zip("avoe", shapes))
-    of_others = 1 - attention.sum() + (attention[:, :r] @ e).sum() - attention[0, 0] * e[0, -1]
+    attention, v, own, e = arrays(variables, SHARES, **shape)
+    of_kept = (attention[:, :len(e)] @ e).sum()
+    of_others = 1 - attention.sum() + of_kept - attention[0, 0] * e[0, -1]
     e[0, -1] = (variables("t") - of_others) / attention[0, 0]
     return attention, v, own, e
 
 
-@theorem("the error of shared-out tokens", "ours", shares(),
+@theorem("the error of shared-out tokens", "ours", shares,
          every(m=(1, 2, 3), r=(1,), d_v=(1, 2)) + every(m=(2, 3), r=(2,), d_v=(1, 2)), any_shares)
 def error_of_a_share(attention, v, own, e, of_denominator=1):
     """ô − o  =  (e_N − o e_D) / (1 + e_D), (e_N, e_D) = (A_R E − A) [v, 1], R the first rows."""
@@ -109,7 +107,7 @@ def error_of_a_share(attention, v, own, e, of_denominator=1):
     e_N, e_D = missed @ v, missed.sum(axis=-1, keepdims=True) * of_denominator
     return converted - o, (e_N - o * e_D) / (1 + e_D)
 
-@broken(error_of_a_share, "leaving out the denominator's error e_D", shares(),
+@broken(error_of_a_share, "leaving out the denominator's error e_D", shares,
         [any_shares(m=2, r=1, d_v=1)])
 def with_the_error_of_the_numerator_alone(*case):
     return error_of_a_share(*case, of_denominator=0)
