@@ -221,7 +221,9 @@ def symbolic_rope(positions, theta):
     return (z + inverse) / 2, (z - inverse) / (2 * i)
 
 
-PRIME = 2**64 - 59   # 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1
+# 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1; and its PRIMEth power is
+# one modulo PRIME²
+PRIME = 2**64 - 59
 
 
 class Point(dict):
@@ -231,7 +233,7 @@ class Point(dict):
     """
 
     def __init__(self, rng, modulus=PRIME, **given):
-        super().__init__(given, i=pow(2, modulus // 4, modulus))
+        super().__init__(given, i=pow(2, PRIME // 4 * (modulus // PRIME), modulus))
         self.rng, self.modulus = rng, modulus
 
     def __missing__(self, variable):
