@@ -15,7 +15,7 @@ from exact import (case_rngs, every, rational_norm, square_plus_one, symbolic_ca
 from iclca_ref import attention_bias, key_value_matrix
 from linear_transformer import (Bias, chunked_attention, forward, identity, random_transformer,
                                 relu, rotate_at, softmax)
-from polynomials import Polynomial, derivative, unknown, variables
+from polynomials import derivative, unknown, variables
 from theorem import broken, theorem
 
 attend = partial(chunked_attention, chunk=2)

@@ -233,23 +233,6 @@ def test_softmax_attention_with_a_bias_is_equation_17_with_the_exponential():
         np.testing.assert_allclose(o, expected, rtol=1e-12)
 
 
-def test_the_error_falls_as_features_are_added_and_fitted_rows_need_fewer():
-    rng, errors = np.random.default_rng(0), []
-    for _ in range(20):
-        (q, k, v), context, prompt = layer(rng, np.float64, m=64, n=40)
-        expected = softmax_attention(q, k, v)[:, 64:84]   # before the last 20 tokens, which fit
-        attention = softmax(np.where(np.tri(104), q @ k.mT / 8**0.5, -np.inf))[:, 84:, :64]
-        converted = [*(projected(rng.standard_normal((m, 8)))(*context) for m in (16, 128, 1024)),
-                     *((fitted_bias(attention, context[1], np.arange(r)), landmarks(context[0], r))
-                       for r in (8, 32, 64))]
-        outputs = [softmax_attention_with_bias(*prompt, *bias)[:, :20] for bias in converted]
-        outputs.append(softmax_attention(*prompt)[:, :20])
-        errors.append([np.linalg.norm(o - expected) / np.linalg.norm(expected) for o in outputs])
-    *by_random, fitted_8, fitted_32, fitted_64, none = np.mean(errors, axis=0)
-    assert none > by_random[0] > by_random[1] > by_random[2] and by_random[1] > fitted_32
-    assert none > fitted_8 > fitted_32 > fitted_64 and fitted_64 < 1e-14
-
-
 @floating
 @given(rngs, st.sampled_from([1, 10, 100, 1000]))
 def test_large_scores_do_not_overflow(dtype, rng, scale):
