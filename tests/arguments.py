@@ -19,7 +19,7 @@ import pytest
 
 from exact import assert_close, assert_exactly_equal, flat, fractions
 
-BATCHES = (), (1,), (2,), (2, 1), (2, 3), (3, 2), (2, 2, 3)
+BATCHES = (0,), (), (1,), (2,), (2, 1), (2, 3), (3, 2), (2, 2, 3)
 # 2 and 3 are lengths of batches too, so that an axis in the wrong place would fit
 LENGTHS = dict(n=3, k=2, v=3, d=4, r=2, o=3, i=2, h=5, w=1, m=2, f=16)
 
@@ -54,7 +54,7 @@ def batches(*cases):
         names, letters = zip(*(part.split(":") for part in spec))
         cores = [tuple(LENGTHS[letter] for letter in core) for core in letters]
         several = sum(name[-1] == "?" for name in names) > 2
-        for batch in BATCHES[:6 if several else None] if any(n[-1] != "!" for n in names) else [()]:
+        for batch in BATCHES[:7 if several else None] if any(n[-1] != "!" for n in names) else [()]:
             # one array for each number of leading axes, so that few parts differ and all are known
             arrays = cache(lambda i, n: whole(rng, numbers, *batch[len(batch) - n:], *cores[i]))
             on_part = cache(lambda *parts: flat(function(*(
@@ -62,6 +62,7 @@ def batches(*cases):
             for leading in leading_axes(batch, [name[-1] for name in names]):
                 lengths = [len(axes) for axes in leading]
                 results = flat(function(*(arrays(i, n) for i, n in enumerate(lengths))))
+                assert {result.shape[:len(batch)] for result in results} == {batch}
                 for at in np.ndindex(batch):
                     same([result[at] for result in results],
                          on_part(*((n, at[len(batch) - n:]) for n in lengths)))
@@ -83,6 +84,13 @@ def types_and_layouts(*cases):
         for others in zip(*map(layouts, arrays)):
             assert_close(function(*others), results, ulps=8)
     return test
+
+
+def calls(function, names, *shapes):
+    """The function at ones of these shapes, 23 for (2, 3), and the words for its message."""
+    each = [[tuple(map(int, shape)) for shape in given.split()] for given in shapes]
+    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), given) if name != "_"),
+             partial(function, *map(np.ones, given))) for given in each]
 
 
 def refused(*calls, errors=(ValueError, TypeError, IndexError)):

@@ -270,5 +270,3 @@ def test_no_tokens_leave_the_start_as_it_is_and_give_no_outputs(form):
         assert o.shape == (3, 0, 4)
         for x, start in zip(state, bias):
             np.testing.assert_array_equal(x, np.broadcast_to(start, (3, *start.shape)))
-        o, state = form(*[a(0, 3, 4)] * 3, bias, rotation)   # no texts
-        assert (o.shape, state.kv.shape, state.d.shape) == ((0, 3, 4), (0, 4, 4), (0, 4))

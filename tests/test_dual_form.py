@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (arrays, assert_close, assert_exactly_equal, every, fractions, random_arrays, rates,
                    rngs, shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
@@ -277,13 +277,6 @@ def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():
         run = gradient_descent(*map(np.ndarray.astype, data, types), 0.3, 2)
         assert_close(run[:2], expected[:2], ulps=64)
     np.testing.assert_array_equal(lin_attn(Y / 2, X, X.astype(np.float32)), X @ (X.T @ Y) / 2)
-
-
-def calls(function, names, *shapes):
-    """The function at ones of these shapes, 23 for (2, 3), and the words for its message."""
-    each = [[tuple(map(int, shape)) for shape in given.split()] for given in shapes]
-    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), given) if name != "_"),
-             partial(function, *map(np.ones, given))) for given in each]
 
 
 descend = partial(gradient_descent, eta=1.0)

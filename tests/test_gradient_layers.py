@@ -5,13 +5,13 @@ from functools import partial, reduce
 import numpy as np
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (assert_exactly_equal, every, fractions, rates, rngs, shapes, square_plus_one,
                    uniform)
 from iclca_ref import (LSA, alternating_tokens, gd_plus_plus_weights, gd_weights, kernel_prediction,
                        lsa, pairing_weights)
 from polynomials import unknown, variables
-from test_dual_form import (FEW, along, calls, cases, float_regression, sizes, smallest,
+from test_dual_form import (FEW, along, cases, float_regression, sizes, smallest,
                             symbolic_regression, symbols)
 from theorem import broken, theorem
 

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (Case, arrays, assert_close, assert_proved, attention_cases, every, fractions,
                    random_arrays, rational_rope, realistic, rngs, shapes, symbolic_case,
                    symbolic_transformer, transformers, uniform)
@@ -328,9 +328,8 @@ test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 test_mistakes = refused(
     *[(f"bias.kv {kv}, bias.d (2,)", lambda kv=kv: attention_bias(
         a(4, 5, 2), a(4, 5, 3), Bias(a(*kv), a(2)))) for kv in ((2, 2), (1, 2, 3))],
-    ("k (2, 3), v (1, 3)", lambda: key_value_matrix(a(2, 3), a(1, 3))),
-    *[(f"b_kv {s}", lambda s=s: linear_bias(a(4, 5), a(5, 3), a(5, 2), a(*s)))
-      for s in [(1, 1), (3, 1), (2, 3, 2), (2, 3)]],
+    *calls(key_value_matrix, "k v", "23 13"),
+    *calls(linear_bias, "_ _ _ b_kv", "45 53 52 11", "45 53 52 31", "45 53 52 232", "45 53 52 23"),
     *[("rope; partial(rope, theta=...)", lambda r=r: attention_bias(a(3, 2), a(3, 2), rope=r))
       for r in (a(2), rope)],
     *[("Bias", lambda b=b: attention_bias(a(3, 2), a(3, 2), b)) for b in (0, (), False, "")],

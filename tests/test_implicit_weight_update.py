@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (angles, arrays, assert_close, every, fractions, random_arrays, rngs, rngs_of,
                    square_plus_one, symbolic_rope, transformers, uniform)
 from iclca_ref import LSA, implicit_weight_update, key_value_matrix, lsa, softmax_attend
@@ -273,7 +273,5 @@ test_batches, test_types = batches(CASE), types_and_layouts(CASE)
 test_mistakes = refused(
     *[("z·z is 0 for z (2,); multiply", lambda z=z: patch(a(3, 2).astype(z.dtype), z, z + 1))
       for z in (0 * a(2), 0 * a(2).astype(object), 1e-200 * a(2))],
-    *[(f"z {z}, z_in_context {c}, w {w}", lambda w=w, z=z, c=c: patch(a(*w), a(*z), a(*c)))
-      for w, z, c in [
-          ((3, 2), (3,), (2,)), ((3, 2), (2,), (3,)), ((3, 2), (1,), (1,)), ((2,), (2,), (2,)),
-          ((3, 2), (2,), (1,)), ((4, 3, 2), (2,), (2,)), ((3, 2), (4, 2), (2,))]])
+    *calls(patch, "w z z_in_context", "32 3 2", "32 2 3", "32 1 1", "2 2 2", "32 2 1", "432 2 2",
+           "32 42 2"))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from numpy import diag, outer
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (assert_close, case_rngs, every, numbers, rational_rope, realistic, rotations,
                    shapes, symbolic_rope)
 from iclca_ref import (attention_bias, compose, context_map, gradient_descent, key_value_matrix,
@@ -333,14 +333,9 @@ CASES = [case(f.__name__, f, "A:nkk B:nkv") for f in (context_map, parallel_scan
     case("compose, one later map", lambda *x: compose(x[2:], x[:2]), "A:kk B:kv A_2?:kk B_2=:kv")]
 test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 test_mistakes = refused(
-    *[(words, lambda f=f, s=s: f(*(a(*shape) for shape in s))) for f in (context_map, parallel_scan)
-      for words, *s in (("A (4, 2, 2), B (1, 2, 3)", (4, 2, 2), (1, 2, 3)),
-                        ("A (2, 2), B (2, 3)", (2, 2), (2, 3)))],
-    ("state (1, 1)", lambda: linear_recurrence(a(3, 2), a(3, 2, 2), a(3, 2, 1), a(1, 1))),
-    ("A (1, 2, 2)", lambda: linear_recurrence(a(3, 2), a(1, 2, 2), a(3, 2, 1), a(2, 1))),
-    ("(2, 3); (1, 3)", lambda: compose_pair(a(2, 2), a(2, 3), a(2, 2), a(1, 3))),
-    ("B_2 (2, 3); B_1 (2, 1)", lambda: compose_pair(a(2, 2), a(2, 3), a(2, 2), a(2, 1))),
-    ("A_2 (1, 3)", lambda: compose_pair(a(1, 3), a(3, 2), a(3, 3), a(3, 2))))
+    *calls(context_map, "A B", "422 123", "22 23"), *calls(parallel_scan, "A B", "422 123", "22 23"),
+    *calls(linear_recurrence, "_ A _ state", "32 322 321 11", "32 122 321 21"),
+    *calls(compose_pair, "A_2 B_2 A_1 B_1", "22 23 22 13", "22 23 22 21", "13 32 33 32"))
 
 
 @pytest.mark.parametrize("half", range(4))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, batches, case, refused, types_and_layouts
+from arguments import a, batches, calls, case, refused, types_and_layouts
 from exact import (angles, assert_exactly_equal, every, fractions, rational_rope, rngs, rngs_of,
                    rotations, symbolic_rope, uniform)
 from linear_transformer import identity, rope, rope_frequencies, rotate
@@ -109,8 +109,6 @@ test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 test_mistakes = refused(
     ("got 3", lambda: rope_frequencies(3)), ("got -2", lambda: rope_frequencies(-2)),
     ("cos (3, 1, 2)", lambda: rotate(a(3, 4), *rope(np.arange(3), a(1, 2)))),
-    *[(f"cos {cos}", lambda x=x, cos=cos: rotate(a(*x), a(*cos), a(*cos))) for x, cos in [
-        ((3, 2), (3, 2)), ((1, 4), (3, 2)), ((3, 4), (5, 2)), ((3, 5), (3, 2)), ((3, 4), (4, 3, 2)),
-        ((2, 3, 4), (3, 3, 2)), ((2, 3, 4), (1, 3, 2))]],
-    *[(f"sin {s}", lambda s=s: rotate(a(3, 4), a(3, 2), a(*s))) for s in ((3, 1), (1, 2))],
+    *calls(lambda x, cos: rotate(x, cos, cos), "x cos", "32 32", "14 32", "34 52", "35 32", "34 432",
+           "234 332", "234 132"), *calls(rotate, "_ _ sin", "34 32 31", "34 32 12"),
     ("x; list", lambda: rotate([[1.0, 0.0]], a(1, 1), a(1, 1))))

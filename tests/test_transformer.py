@@ -202,12 +202,6 @@ test_batches = batches(
     case("iclca, no start", lambda x: iclca(deep, (x - 1).astype(int)), "x:n"))
 
 
-def test_batches_of_length_zero_give_results_of_length_zero():
-    none = np.ones((0, 5), int)
-    assert forward(model, none)[0].shape == (0, 5, 10)
-    assert iclca(model, none)[1].kv.shape == (0, 2, 4, 4)
-
-
 def one_layer(x, **weights):
     return lambda: block(x, model.layers[0]._replace(**weights), model)
 
