@@ -78,7 +78,7 @@ def rational_rope(positions, theta):
 
 
 def rotations(rng, n, of=65537):
-    """n of the rotations (cos, sin) = (1 - t², 2t) / (1 + t²), t = a / of with 0 < a < of: (n, 2)."""
+    """n of the rotations (cos, sin) = (1 - t², 2t) / (1 + t²), t = a / of, 0 < a < of: (n, 2)."""
     ts = [Fraction(int(a), of) for a in rng.integers(1, of, n)]
     return fractions([[(1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)] for t in ts]).reshape(n, 2)
 
@@ -99,11 +99,11 @@ def numbers(rng):
 
 
 @st.composite
-def random_arrays(draw, lengths, rngs=case_rngs, **least):
+def random_arrays(draw, lengths, **least):
     """Arrays of random fractions. Each size is drawn, from 1 or what is given up to 3."""
     names = dict.fromkeys(" ".join(lengths.values()).split())
     sizes = {name: draw(st.integers(least.get(name, 1), 3)) for name in names}
-    return arrays(numbers(draw(rngs)), lengths, **sizes)
+    return arrays(numbers(draw(case_rngs)), lengths, **sizes)
 
 
 class Case(NamedTuple):
@@ -179,9 +179,9 @@ def transformers(draw, n_layers=st.integers(1, 2), normalize=often, parallel=st.
     square = square_plus_one, rational_norm, square_plus_one
     phi, norm, activation = draw(st.sampled_from([shallow, square] if depth == 1 else [deep]))
     rng = draw(case_rngs)
-    return transformer_of(numbers(rng), lambda _, n: rotations(rng, n, of=257),   # digits add up
-                          depth, heads, 2, draw(d_ff), phi, draw(normalize), norm, activation,
-                          rational_rope, draw(parallel))
+    angles = lambda _, n: rotations(rng, n, of=257)   # their digits add up
+    return transformer_of(numbers(rng), angles, depth, heads, 2, draw(d_ff), phi, draw(normalize),
+                          norm, activation, rational_rope, draw(parallel))
 
 
 def symbolic_transformer(depth=1, heads=1, pairs=1, d_ff=1, normalize=False, parallel=False):
@@ -199,7 +199,7 @@ def realistic(rng, dtype, n=200, heads=3, d_k=16, d_v=8):
     return q, k, v, bias, partial(rope, theta=rope_frequencies(d_k).astype(dtype))
 
 
-# ---- Polynomials: cases of variables, unknown angles, values at a point ------------------------------
+# ---- Polynomials: cases of variables, unknown angles, values at a point -------------------------
 
 def every(**sizes):
     """All combinations of the sizes, as dicts: every(m=range(3), rotated=(False, True))."""

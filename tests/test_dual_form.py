@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arguments import a, batches, calls, case, refused, types_and_layouts
-from exact import (arrays, assert_close, assert_exactly_equal, every, fractions, random_arrays, rates,
-                   rngs, shapes, uniform)
+from exact import (arrays, assert_close, assert_exactly_equal, every, fractions, random_arrays,
+                   rates, rngs, shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
                        kernel_prediction, key_value_matrix, lin_attn, linear_bias, lsa,
                        weight_update)

@@ -140,7 +140,8 @@ def rank(w, _, z, c, f, more=0):
     two = minors(patch(w, z, c) + more, 2)
     return two, 0 * two
 
-@broken(rank, "the patches of two queries, summed", patches(d=2, d_out=2), [any_patch(2, 2, variables)])
+@broken(rank, "the patches of two queries, summed", patches(d=2, d_out=2),
+        [any_patch(2, 2, variables)])
 def sum_of_two_patches(w, b, z, c, f):
     return rank(w, b, z, c, f, patch(w, z[::-1] + 1, c))
 
@@ -180,7 +181,8 @@ ONE = "one patch serves every query", "ours; Dherin"
 
 
 # queries; a context, w_q, w_k, w_v, p, the MLP's w and b
-LAYER = dict(x="queries d", c="m d", q="d_k d", k="d_k d", v="d_v d", p="d d_v", W="d_out d", b="d_out")
+LAYER = dict(x="queries d", c="m d", q="d_k d", k="d_k d", v="d_v d", p="d d_v", W="d_out d",
+             b="d_out")
 layers, any_layer = random_arrays(LAYER), partial(arrays, variables, LAYER)
 smallest = any_layer()
 

@@ -333,7 +333,8 @@ CASES = [case(f.__name__, f, "A:nkk B:nkv") for f in (context_map, parallel_scan
     case("compose, one later map", lambda *x: compose(x[2:], x[:2]), "A:kk B:kv A_2?:kk B_2=:kv")]
 test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 test_mistakes = refused(
-    *calls(context_map, "A B", "422 123", "22 23"), *calls(parallel_scan, "A B", "422 123", "22 23"),
+    *calls(context_map, "A B", "422 123", "22 23"),
+    *calls(parallel_scan, "A B", "422 123", "22 23"),
     *calls(linear_recurrence, "_ A _ state", "32 322 321 11", "32 122 321 21"),
     *calls(compose_pair, "A_2 B_2 A_1 B_1", "22 23 22 13", "22 23 22 21", "13 32 33 32"))
 
