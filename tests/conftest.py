@@ -28,7 +28,7 @@ settings.register_profile("mutation", max_examples=10, deadline=None, database=N
 settings.load_profile("fast")
 gc.set_threshold(100_000)  # polynomials are many small objects
 
-ARITHMETICS = "ℚ", "float64", "float32", "statistics"
+ARITHMETICS = "ℚ", "float64", "float32"
 READING_ORDER = """rotary attention iclca transformer linear_recurrence backward dual_form
     gradient_layers implicit_weight_update softmax text_to_weights""".split()
 HOW_TO_READ = """\

@@ -342,14 +342,3 @@ def assert_close(actual, expected, ulps):
         allowed = ulps * np.finfo(a.dtype).eps * abs(e).max(initial=0)
         assert abs(a - e).max(initial=0) <= allowed
     count(pairs, pairs[0][0].dtype.name)
-
-
-def assert_within_chance(estimate, expected, allowed):
-    """A random estimate is within `allowed` of what it estimates: counted as statistics.
-
-    The test says why chance exceeds `allowed` less than once in a million runs, or fixes the seed.
-    """
-    pairs = pairs_of(estimate, expected, types=None)
-    for a, e in pairs:
-        assert (abs(a - e) <= allowed).all(), f"off by {abs(a - e).max()}, allowed {allowed}"
-    count(pairs, "statistics")
