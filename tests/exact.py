@@ -165,7 +165,7 @@ def transformer_of(entries, angles, depth, heads, pairs, d_ff, *how):
         return Layer(*(entries(name + l, *shape) for name, shape in shapes.items()),
                      angles("w" + l, pairs))
 
-    layers = tuple(map(layer, "abc"[:depth]))
+    layers = tuple(map(layer, "abcde"[:depth]))
     return Transformer(entries("x", 4, 2), layers, entries("u", 2, 2), *how)
 
 
