@@ -21,7 +21,7 @@ from exact import assert_close, assert_exactly_equal, flat, fractions
 
 BATCHES = (0,), (), (1,), (2,), (2, 1), (2, 3), (3, 2), (2, 2, 3)
 # 2 and 3 are lengths of batches too, so that an axis in the wrong place would fit
-LENGTHS = dict(n=3, k=2, v=3, d=4, r=2, o=3, i=2, h=5, w=1, m=2, f=16)
+LENGTHS = dict(n=3, z=0, k=2, v=3, d=4, r=2, o=3, i=2, h=5, w=1, m=2, f=16)
 
 
 def a(*shape):

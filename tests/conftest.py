@@ -15,7 +15,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")   # for small matrices thread
 import pytest  # noqa: E402
 from hypothesis import Phase, settings  # noqa: E402
 
-pytest.register_assert_rewrite("exact", "polynomials", "theorem")   # or python -O drops their asserts
+# or python -O drops their asserts
+pytest.register_assert_rewrite("exact", "polynomials", "theorem")
 import exact  # noqa: E402
 import polynomials  # noqa: E402
 
@@ -61,8 +62,8 @@ broken = defaultdict(lambda: defaultdict(Count))  # theorem -> what was done -> 
 
 
 def pytest_addoption(parser):
-    parser.addoption("--controls", action="store_true", help="the table of proofs with the controls "
-                     "in words and the largest shapes")
+    parser.addoption("--controls", action="store_true",
+                     help="the table of proofs with the controls in words and the largest shapes")
 
 
 def pytest_configure(config):

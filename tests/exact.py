@@ -221,8 +221,8 @@ def symbolic_rope(positions, theta):
     return (z + inverse) / 2, (z - inverse) / (2 * i)
 
 
-# 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1; and its PRIMEth power is
-# one modulo PRIME²
+# 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1; its PRIMEth power is one
+# modulo PRIME²
 PRIME = 2**64 - 59
 
 

@@ -199,6 +199,8 @@ CASES = [
            lambda q, k, v, *b, form=form, how=(rope, normalize): form(q, k, v, Bias(*b), *how),
            f"{qkv} kv?:kv d?:k", Fraction)
       for (name, form), rope, normalize in product(FORMS.items(), (None, turning), (False, True))],
+    *[case(f"{name}, no tokens", lambda q, k, v, *b, form=form: form(q, k, v, Bias(*b), turning),
+           "q:zk k:zk v:zv kv?:kv d?:k", Fraction) for name, form in FORMS.items()],
     *[case(f"{name}, no start", form, qkv, Fraction) for name, form in FORMS.items()],
     *[case(f.__name__, f, x, float) for f, x in ((softmax, "x:nd"), (softmax_attention, qkv))]]
 test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
@@ -252,13 +254,3 @@ def test_the_check_of_shapes_lets_leading_axes_agree_or_be_left_out():
     for _, call in calls(check, "q k v", "23 24 34", "523 524 34", "523 524 534", "6523 6524 534",
                          "023 024 34"):
         call()
-
-
-@forms
-def test_no_tokens_leave_the_start_as_it_is_and_give_no_outputs(form):
-    none, bias = a(3, 0, 4), Bias(np.arange(16.0).reshape(4, 4), np.arange(4.0))
-    for rotation in None, partial(rope, theta=rope_frequencies(4)):
-        o, state = form(none, none, none, bias, rotation)
-        assert o.shape == (3, 0, 4)
-        for x, start in zip(state, bias):
-            np.testing.assert_array_equal(x, np.broadcast_to(start, (3, *start.shape)))

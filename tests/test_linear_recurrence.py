@@ -328,8 +328,9 @@ def regressions_added(t):
 
 compose_pair = lambda *x: compose(x[:2], x[2:])
 CASES = [case(f.__name__, f, "A:nkk B:nkv") for f in (context_map, parallel_scan)] + [
-    *[case(f"linear_recurrence, {v}", linear_recurrence, f"q:nk A:nkk B:nk{v} state?:k{v}")
-      for v in "vk"], case("compose", compose_pair, "A_2:kk B_2:kv A_1?:kk B_1?:kv"),
+    *[case(spec, linear_recurrence, spec) for spec in (
+        "q:nk A:nkk B:nkv state?:kv", "q:nk A:nkk B:nkk state?:kk", "q:zk A:zkk B:zkv state?:kv")],
+    case("compose", compose_pair, "A_2:kk B_2:kv A_1?:kk B_1?:kv"),
     case("compose, one later map", lambda *x: compose(x[2:], x[:2]), "A:kk B:kv A_2?:kk B_2=:kv")]
 test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 test_mistakes = refused(
