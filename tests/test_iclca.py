@@ -33,7 +33,7 @@ LAYER = dict(c="m d", x="n d", q="d d_k", k="d d_k", v="d d_v", b="d_k d_v")
 linear_cases, symbolic_layer = partial(random_arrays, LAYER), partial(arrays, variables, LAYER)
 
 
-@theorem("Theorem 4.1", "Thm 4.1, Eq 9-11", linear_cases(m=0, n=0), shapes(
+@theorem("Theorem 4.1", "Thm 4.1, Eq 9-11", linear_cases(m=0), shapes(
     [*every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2), d_v=(1,)),
      dict(m=3, n=3, d=2, d_k=2, d_v=2)],
     every(m=range(4), n=range(4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic_layer)
