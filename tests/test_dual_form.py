@@ -19,8 +19,6 @@ from polynomials import derivative, unknown, variables
 from theorem import broken, theorem
 
 sizes = st.integers(1, 3)
-
-
 DATA = dict(W="d_out d_in", X="n d_in", Y="n d_out", x="tests d_in")
 
 
