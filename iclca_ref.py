@@ -324,8 +324,7 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
     `gd_weights` needs. Source: Prop 3, App A.5.
     """
     width = n_x + n_y + 2 * n
-    w_q = np.eye(2 * n, width, k=n_x + n_y, dtype=dtype)
-    w_k = np.eye(2 * n, width, k=n_x + n_y + 1, dtype=dtype)
+    w_q, w_k = (np.eye(2 * n, width, k=n_x + n_y + i, dtype=dtype) for i in (0, 1))   # I and S
     w_v = np.eye(n_y, width, k=n_x, dtype=dtype)
     return LSA(w_q, w_k, w_v, w_v.T)
 
@@ -387,8 +386,7 @@ def fitted_bias(attention, v, rows):
     """
     check_shapes("attention:nm v:mv rows?:r", attention, v, rows)
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)
-    each, once = (kept.sum(axis=-1) == 1).all(), (kept.sum(axis=-2) <= 1).all()
-    if not (each and once and rows.size and (attention >= 0).all()):
+    if not (rows.size and (attention >= 0).all() and (kept @ kept.mT == np.eye(len(rows.T))).all()):
         raise ValueError(f"attention {attention.shape} must be ≥ 0, rows {rows.shape} different "
                          f"numbers from 0 to {v.shape[-2] - 1}")
     A_R, e = attention @ kept.mT, kept + 1 / kept.shape[-2]
@@ -418,16 +416,20 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
         o_i = (Σ_{j≤i} e^{q_i·k_j} v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} e^{q_i·k_j} + φ(q_i)ᵀ b_D)
 
-    with q·k / √d_k for q·k. Nothing overflows: both sums are divided by their largest exponential.
-    Source: §5, Eq 17.
+    with q·k / √d_k for q·k. Nothing overflows: feature a is one more token, of score log φ_a(q) +
+    log b_D,a and value b_KV,a / b_D,a, and softmax does the rest. Source: §5, Eq 17.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
-    log_phi, scores = log_features(q), np.where(np.tri(q.shape[-2]), q @ k.mT, -np.inf)
-    if (bias.d < 0).any():
-        raise ValueError(f"b_D {bias.d.shape} must not be negative")
-    top = np.concatenate([log_phi, scores], axis=-1).max(axis=-1, keepdims=True, initial=-np.inf)
-    return similarity_attention(np.exp(scores - top), np.exp(log_phi - top), v, bias)
+    log_phi = log_features(q)
+    b_kv, b_d = Bias.start(log_phi, v, bias)
+    if (b_d < 0).any() or (b_kv[b_d == 0] != 0).any():
+        raise ValueError(f"b_D {b_d.shape} must be positive, or 0 where b_KV {b_kv.shape} is 0")
+    with np.errstate(divide="ignore"):   # log 0 = -inf: a feature that no token of the context has
+        of_features = log_phi + np.log(b_d)[..., None, :]
+    of_prompt = np.where(np.tri(q.shape[-2]), q @ k.mT, -np.inf)
+    values = np.concatenate([b_kv / np.where(b_d > 0, b_d, 1)[..., None], v], axis=-2)
+    return softmax(np.concatenate([of_features, of_prompt], axis=-1)) @ values
 
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):

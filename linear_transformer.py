@@ -278,9 +278,8 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
     """
     check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd", x, *layer[:4])
     check_shapes("x:nd w_1?:df w_2?:gd", x.reshape(-1, x.shape[-1]), layer.w_1, layer.w_2)
-    h = model.norm(x)
-    per_head = h[..., None, :, :]
-    q, k, v = model.phi(per_head @ layer.w_q), model.phi(per_head @ layer.w_k), per_head @ layer.w_v
+    h = model.norm(x)[..., None, :, :]   # the same for all heads
+    q, k, v = model.phi(h @ layer.w_q), model.phi(h @ layer.w_k), h @ layer.w_v
     o, bias = attend(q, k, v, bias, partial(model.rope, theta=layer.theta), model.normalize)
     attended = x + (o @ layer.w_o).sum(axis=-3)
     rows = (h if model.parallel else model.norm(attended)).reshape(-1, x.shape[-1])   # of all texts
@@ -294,7 +293,7 @@ def _embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens {tokens.min()} to {tokens.max()} must be 0 to {len(model.embed) - 1}")
+        raise IndexError(f"tokens must be < {len(model.embed)}, ≥ 0: {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)

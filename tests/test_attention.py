@@ -236,10 +236,10 @@ test_mistakes = refused(
     ("cos (4, 1)", lambda: recurrent_attention(*[a(4, 3)] * 3, rope=partial(rope, theta=a(1)))),
     ("q; list", lambda: softmax_attend([[1.0]], [[1.0]], [[1.0]])),
     *[("chunk", partial(chunked_attention, *[a(2, 2)] * 3, chunk=c)) for c in (0, np.inf, np.nan)],
-    *[("partial(rope, theta=...)", lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r))
-      for form in FORMS.values() for r in (rope, a(2), 1)],
-    *[("Bias", lambda form=form, b=b: form(*[a(4, 2)] * 3, b))
-      for form in FORMS.values() for b in (0, (), False, "", a(2, 2, 2), [a(2, 2), a(2)])],
+    *[(words, lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r)) for form in FORMS.values()
+      for words, r in (("rope(); theta", rope), ("not callable", a(2)))],
+    *[(words, lambda form=form, b=b: form(*[a(4, 2)] * 3, b)) for form in FORMS.values()
+      for words, b in (("int", 0), ("Bias; kv; d", ()), ("bias.kv (2, 2)", a(2, 2, 2)))],
     *[(f"{name}; {t}", lambda form=form, i=i, t=t: form(*(
         x.astype(t) if i == j else x for j, x in enumerate([a(4, 2)] * 3))))
       for form in (*FORMS.values(), softmax_attention) for i, name in enumerate("qkv")

@@ -323,4 +323,4 @@ test_mistakes = refused(
       for make in (partial(gd_weights, eta=1), partial(gd_plus_plus_weights, eta=1, gamma=1))
       for w0, n in [(a(2), 3), (a(1, 2), 0), (a(1, 2), -1), (a(1, 2), np.nan), (a(2, 1, 2), 3)]],
     *calls(alternating_tokens, "x _", "21 31", "2 21", "21 2"),
-    ("(4, 3, 2)", partial(alternating_tokens, a(4, 3, 2), a(4, 3, 1))))
+    ("dimension", partial(alternating_tokens, a(4, 3, 2), a(4, 3, 1))))

@@ -209,12 +209,12 @@ other = iclca(made(n_heads=1)(), [1, 2])
 test_mistakes = refused(
     *[(words, lambda tokens=tokens: forward(model, tokens)) for words, tokens in [
         ("tokens; float64 (1,)", [1.0]), ("tokens; ()", 1), ("tokens; bool", [True]), ("U1", ["a"]),
-        ("tokens; 0 to 9; -1 to 3", [3, -1]), ("tokens; 0 to 9; 0 to 10", [0, 10]),
+        ("tokens; < 10; -1 to 3", [3, -1]), ("tokens; 0 to 9; 0 to 10", [0, 10]),
         ("tokens; (0,)", []), ("tokens; (2, 0)", [[], []])]],
     ("tokens (4,); 3", lambda: forward(model._replace(max_length=3), [0] * 4)),
     *[("tokens; 5", lambda args=args: generate(short, *args)) for args in (
         ([1, 2, 3], 4), ([1, 2, 3, 4, 5, 6], 0), ([1, 2], np.uint8(255)))],
-    ("bias; ndarray", lambda: forward(model, [1], [a(2, 2, 4, 4)] * 2)),
+    ("bias.kv (2, 4, 4)", lambda: forward(model, [1], [a(2, 2, 4, 4)] * 2)),
     *[(f"biases; 2; {n}", lambda n=n: forward(model, [1], [None] * n)) for n in (0, 1, 4)],
     *[("bias.kv (; bias.d (", lambda b=b: forward(model, [1], b))
       for b in (other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases])],
