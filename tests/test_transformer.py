@@ -209,7 +209,7 @@ other = iclca(made(n_heads=1)(), [1, 2])
 test_mistakes = refused(
     *[(words, lambda tokens=tokens: forward(model, tokens)) for words, tokens in [
         ("tokens; float64 (1,)", [1.0]), ("tokens; ()", 1), ("tokens; bool", [True]), ("U1", ["a"]),
-        ("tokens; < 10; -1 to 3", [3, -1]), ("tokens; 0 to 9; 0 to 10", [0, 10]),
+        ("tokens; < 10; -1 to 3", [3, -1]), ("tokens; < 10; 0 to 10", [0, 10]),
         ("tokens; (0,)", []), ("tokens; (2, 0)", [[], []])]],
     ("tokens (4,); 3", lambda: forward(model._replace(max_length=3), [0] * 4)),
     *[("tokens; 5", lambda args=args: generate(short, *args)) for args in (
