@@ -66,16 +66,14 @@ def outputs(model, tokens, length):
     """Of the last token of texts (n, m): its answer (n,), each layer's attention output (n, layers,
     d_model), and its scores (R q)·(R k) with the last `length` tokens (n, layers, heads, length).
     """
-    written, scores = [], []
-
     def attend(q, k, v, bias, rope, normalize):
-        o, state = chunked_attention(q, k, v, bias, rope, normalize)
+        o, _ = chunked_attention(q, k, v, bias, rope, normalize)
         rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1) for x in (q, k))
-        written.append((o[..., -1:, :] @ model.layers[len(written)].w_o).sum(axis=(-3, -2)))
-        scores.append((rq[..., -1:, :] @ rk[..., -length:, :].mT)[..., 0, :])
-        return o, state
+        return o, (o[..., -1:, :], (rq[..., -1:, :] @ rk[..., -length:, :].mT)[..., 0, :])
 
-    logits, _ = forward(model, tokens, attend=attend)
+    logits, read = forward(model, tokens, attend=attend)
+    written = [(o @ layer.w_o).sum(axis=(-3, -2)) for (o, _), layer in zip(read, model.layers)]
+    scores = [scores for _, scores in read]
     return logits[:, -1].argmax(axis=-1), np.stack(written, axis=1), np.stack(scores, axis=1)
 
 

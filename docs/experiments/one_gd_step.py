@@ -27,38 +27,44 @@ def predict(weights, context, query):
     return -lsa(context, query, weights)[1][:, 0, D]
 
 
-def gradients(weights, context, query, answer):
-    """The gradient of the mean of (prediction − answer)² with respect to the four matrices.
+def loss_and_gradients(A, B, layers, context, query, answer):
+    """(prediction − y)² of a recurrent layer, used so many times; its mean's gradients at A and B.
 
-    With G = Σ e_i e_iᵀ the layer adds P W_V G W_Kᵀ W_Q e_q to the query token e_q; the prediction
-    is minus the y-part. The rest is the chain rule.
+    e_j ← e_j + B S Aᵀ e_j for all tokens, S = Σ e_i e_iᵀ over the context.
     """
+    tokens, seen = np.hstack([context, query]), []
+    for _ in range(layers):
+        S = tokens[:, :N].mT @ tokens[:, :N]
+        T = tokens @ A @ S
+        seen.append((tokens, S, T))
+        tokens = tokens + T @ B.T
+    r = -tokens[:, N, D] - answer
+    d_tokens, d_A, d_B = np.zeros_like(tokens), 0 * A, 0 * B
+    d_tokens[:, N, D] = -2 * r / len(r)
+    for before, S, T in reversed(seen):
+        d_T = d_tokens @ B
+        d_B += np.tensordot(d_tokens, T, [[0, 1]] * 2)
+        d_A += np.tensordot(before, d_T @ S, [[0, 1]] * 2)
+        d_S = (before @ A).mT @ d_T
+        d_tokens = d_tokens + d_T @ S @ A.T
+        d_tokens[:, :N] += before[:, :N] @ (d_S + d_S.mT)
+    return r * r, d_A, d_B
+
+
+def gradients(weights, *batch):
+    """Those of the four matrices: A = W_Qᵀ W_K and B = P W_V, used once."""
     w_q, w_k, w_v, p = weights
-    e, G = query[:, 0], context.mT @ context
-    q = e @ w_q.T                              # W_Q e
-    u = q @ w_k                                # W_Kᵀ q
-    g = (G @ u[..., None])[..., 0]             # G u
-    s = g @ w_v.T                              # W_V g
-    d_o = np.outer(predict(weights, context, query) - answer, np.eye(D + 1)[D] * -2 / len(e))
-    d_s = d_o @ p
-    d_u = (G @ (d_s @ w_v)[..., None])[..., 0]
-    return LSA(w_q=(d_u @ w_k.T).T @ e, w_k=q.T @ d_u, w_v=d_s.T @ g, p=d_o.T @ s)
+    _, d_A, d_B = loss_and_gradients(w_q.T @ w_k, p @ w_v, 1, *batch)
+    return LSA(w_q=w_k @ d_A.T, w_k=w_q @ d_A, w_v=p.T @ d_B, p=d_B @ w_v.T)
 
 
-def descend(weights, gradient, steps, rate, clip=np.inf):
+def train(rng, weights, gradients, steps, batch, rate, clip=np.inf):
     """The weights after Adam, with a learning rate that falls to 0 as a quarter of a cosine."""
     moments = None
     for t in range(steps):
-        now = rate * np.cos(np.pi / 2 * t / steps)
-        weights, moments = adam(weights, gradient(weights), now, moments, (0.9, 0.99), clip)
+        now, d = rate * np.cos(np.pi / 2 * t / steps), gradients(weights, *tasks(rng, batch))
+        weights, moments = adam(weights, d, now, moments, (0.9, 0.99), clip)
     return weights
-
-
-def train(rng, steps, batch):
-    """The layer, trained from small random matrices."""
-    start = rng.normal(0, 0.1, (4, D + 1, D + 1))
-    return LSA(*descend(start, lambda w: np.array(gradients(LSA(*w), *tasks(rng, batch))), steps,
-                        rate=0.01))
 
 
 def sensitivities(weights, context):
@@ -84,7 +90,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     rng = np.random.default_rng(options.seed)
     steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
-    weights = train(rng, steps, batch)
+    start_from = LSA(*rng.normal(0, 0.1, (4, D + 1, D + 1)))
+    weights = train(rng, start_from, gradients, steps, batch, rate=0.01)
     context, query, answer = tasks(rng, tests)
     one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
     eta = one @ answer / (one @ one)   # from W₀ = 0 a step's prediction is eta times that of rate 1

@@ -28,18 +28,16 @@ def zero_biases():   # one for each of the two layers
 def run(seed, constrain, steps):
     """COLUMNS of one training: NaN is never; last loss a mean of 50, worst of the second half."""
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
-    losses, found = [], [0.0]
-    def watch(step, _, loss, model, biases):
+    losses, found, start = [], [0.0], constrain and zero_biases()
+    for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, biases=start,
+                                              constrain=constrain):
         losses.append(loss)
         if step % 10 == 0:
             logits, _ = forward(model, asked(context), biases)
             found.append((logits[:, -1].argmax(axis=-1) == answers).mean())
     def reached(level):
-        i = next((i for i, x in enumerate(found) if x >= level), None)
-        return np.nan if i is None else 10 * (i - (found[i] - level) / (found[i] - found[i - 1]))
-
-    train(seed, **{**SHORT, "steps": steps}, biases=constrain and zero_biases(),
-          constrain=constrain, watch=watch)
+        i = np.argmax(np.array(found) >= level)   # 0 if none is
+        return 10 * (i - (found[i] - level) / (found[i] - found[i - 1])) if i else np.nan
     return reached(0.5), reached(0.99), np.mean(losses[-50:]), max(losses[steps // 2:]), found[-1]
 
 

@@ -40,13 +40,12 @@ def random_model(rng, dtype=np.float32):
     return model._replace(unembed=model.unembed / 10)
 
 
-def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=lambda *now: None):
-    """A model that is trained from `seed`, and its biases.
+def train(seed, length, steps, rate, biases=None, constrain=lambda b: b):
+    """Train a model from `seed`: yields step, length of the texts, loss, model, biases.
 
     Adam; the loss is of the answer alone. Texts grow from 25 tokens in the first fifth to `length`
     at 70% (a shorter `length` is that of all); the rate warms up in 50 steps and falls to 5% along
-    a cosine. `biases` are trained too, if given, and `constrain`ed after each step. Each step ends
-    with watch(step, length of the texts, loss, model, biases).
+    a cosine. `biases` are trained too, if given, and `constrain`ed after each step.
     """
     rng, moments = np.random.default_rng(seed), None
     model = random_model(rng)
@@ -61,20 +60,18 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
         d = d_model, biases and d_biases
         (model, biases), moments = adam((model, biases), d, now, moments)
         biases = biases and constrain(biases)
-        watch(step + 1, n, float(loss), model, biases)
-    return model, biases
+        yield step + 1, n, float(loss), model, biases
 
 
 @cache
 def trained(seed, length, steps, rate):
     """The model of `train`, which says on stderr how it goes; trained once in a process."""
-    def watch(step, n, loss, *_):
+    began = time.process_time()
+    for step, n, loss, model, _ in train(seed, length, steps, rate):
         if step % 100 == 0:
             progress(f"seed {seed}, step {step:>5,}, texts of {n:>3} tokens, loss {loss:7.4f}, "
                      f"{time.process_time() - began:4.0f} s")
-
-    began = time.process_time()
-    return train(seed, length, steps, rate, watch=watch)[0]
+    return model
 
 
 def last_logits(model, contexts):
@@ -92,15 +89,11 @@ def attention_weights(model, tokens):
 
     (R_i q_i)·(R_j k_j) / φ(q_i)·Σ_{l≤i} φ(k_l), 0 for j > i. Without rotations rows would sum to 1.
     """
-    found = []
-
     def attend(q, k, v, bias, rope, normalize):
+        o, _ = chunked_attention(q, k, v, bias, rope, normalize)
         rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1) for x in (q, k))
-        found.append(np.tril(rq @ rk.mT) / np.tril(q @ k.mT).sum(axis=-1, keepdims=True))
-        return chunked_attention(q, k, v, bias, rope, normalize)
-
-    forward(model, tokens, attend=attend)
-    return np.stack(found)
+        return o, np.tril(rq @ rk.mT) / np.tril(q @ k.mT).sum(axis=-1, keepdims=True)
+    return np.stack(forward(model, tokens, attend=attend)[1])
 
 
 def where_heads_look(model, rng, length, n=500):
