@@ -5,9 +5,9 @@ compared takes turns; memory is tracemalloc's peak. Ratios hold on other machine
 
     python docs/experiments/speed.py [--quick]
 """
-import time
 import tracemalloc
 from functools import partial
+from timeit import timeit
 import numpy as np
 from common import command_line, start
 import linear_transformer as lt
@@ -33,12 +33,7 @@ def loop_in_place(q, k, v, chunk=32):
 
 def seconds(repeat, *calls):
     """The shortest of `repeat` runs of each call, in turns."""
-    times = np.empty((repeat, len(calls)))
-    for run, i in np.ndindex(times.shape):
-        began = time.perf_counter()
-        calls[i]()
-        times[run, i] = time.perf_counter() - began
-    return times.min(axis=0)
+    return np.min([[timeit(call, number=1) for call in calls] for _ in range(repeat)], axis=0)
 
 
 def qkv(rng, n):

@@ -97,8 +97,8 @@ def attention_weights(model, tokens):
 
 
 def where_heads_look(model, rng, length, n=500):
-    """The two looks of an induction head, at the token after the trigger at the trigger (to learn
-    what it follows), and at the answer: mean weights (layers, heads), how often the largest.
+    """Prints the two looks of an induction head, from the token after the trigger at the trigger
+    (to learn what it follows), and at the answer: mean weights, how often the largest of a row.
     """
     context, place, _ = texts(rng, n, length)
     weights, text = attention_weights(model, asked(context)), np.arange(n)   # (2, n, 2, m, m)
@@ -106,12 +106,19 @@ def where_heads_look(model, rng, length, n=500):
                        ("the last trigger, at the answer", np.full(n, length), place + 1)):
         rows = weights[:, text, :, i]                                        # (n, 2, 2, m)
         largest = rows.argmax(axis=-1) == j[:, None, None]
-        yield name, rows[text, :, :, j].mean(axis=0), largest.mean(axis=0)
+        print(name)
+        for layer, head in np.ndindex(largest.shape[1:]):
+            print(f"  layer {layer + 1}, head {head + 1}{rows[text, layer, head, j].mean():>10.3f}"
+                  f"{largest[:, layer, head].mean():>8.0%}")
 
 
-def report(models, length, n):
-    """Prints the tables for models that were trained on texts of up to `length` tokens."""
-    rng = np.random.default_rng(1_000)   # no seed of the training
+def main(argv=None):
+    parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
+    options = parser.parse_args(argv)
+    setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
+    models = [trained(seed, **setting) for seed in range(options.seeds)]
+    rng, length = np.random.default_rng(1_000), setting["length"]   # no seed of the training
     print(f"{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
     context, _, answers = texts(rng, n, length)
     right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
@@ -126,21 +133,9 @@ def report(models, length, n):
     for m in length, length * 3 // 2, length * 2:
         context, _, answers = texts(rng, min(n, 1_000), m)
         right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
-        shares = np.mean(right, axis=-1)
-        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in shares))
+        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in np.mean(right, axis=-1)))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
-    for name, weight, largest in where_heads_look(models[0], rng, length):
-        print(name)
-        for i, j in np.ndindex(weight.shape):
-            print(f"  layer {i + 1}, head {j + 1}{weight[i, j]:>10.3f}{largest[i, j]:>8.0%}")
-
-
-def main(argv=None):
-    parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
-    parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
-    options = parser.parse_args(argv)
-    setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
-    report([trained(seed, **setting) for seed in range(options.seeds)], setting["length"], n)
+    where_heads_look(models[0], rng, length)
 
 
 if __name__ == "__main__":
