@@ -1,10 +1,8 @@
 """Von Oswald et al. §3, App A.10: K linear self-attention layers as K steps of GD, and of GD++.
 
-Tasks as in one_gd_step.py (N = d = 10). For K = 1 ... 10 layers built by hand from W₀ = 0, with eta
-(and gamma) tuned on one set of tasks and the loss measured on another: the mean of (prediction −
-y)² at a new x and its standard error. GD++ also moves the inputs; the condition number is that of
-X Xᵀ as the last layer sees it, median over the tasks. At the end a recurrent layer, used twice and
-trained from random matrices by gradients written down by hand, beside two steps of each.
+Tasks and loss as in one_gd_step.py. K = 1 ... 10 layers are built by hand from W₀ = 0, with eta
+(and gamma) tuned on other tasks. GD++ also moves the inputs; the condition number is that of X Xᵀ
+as the last layer sees it, median over the tasks. At the end a trained recurrent layer, used twice.
 
     python docs/experiments/deeper_layers.py [--quick]
 """

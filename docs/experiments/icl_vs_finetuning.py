@@ -2,11 +2,10 @@
 
 A model trained on induction (trained_induction.py) reads a text and then the trigger; it must give
 the text's answer. Zero-shot is the trigger alone. Fine-tuned is the trigger alone after one step of
-gradient descent on W_K and W_V of both layers, for the demonstration "trigger → answer". (A token
-that reads itself alone reads its value, so W_K's gradient is 0.) Dai's measures compare the two
-changes layer by layer, beside Deutch et al.'s cautions: another answer, an untrained model, noise.
-Then: is minus the gradient of that loss by biases, at 0, like ICLCA's biases of the text? With
---prompt 6 five random tokens stand between the text and the trigger, and in both other settings.
+gradient descent on W_K and W_V for the demonstration "trigger → answer". Dai's measures compare the
+two changes, beside Deutch et al.'s cautions: another answer, an untrained model, noise. Then: is
+minus the gradient of that loss by biases, at 0, like ICLCA's biases of the text? With --prompt 6
+five random tokens stand before the trigger.
 
     python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
 """

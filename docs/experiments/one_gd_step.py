@@ -1,14 +1,13 @@
 """Von Oswald et al., Figure 2: one trained linear self-attention layer is one gradient step.
 
 Tasks: N = 10 examples, x ~ U(−1, 1) in 10 dimensions, y = w·x with w ~ N(0, I). The layer starts
-from small random W_Q, W_K, W_V, P and is trained with Adam, by gradients written down by hand, on
-batches of fresh tasks; the loss is the mean of (prediction − y)² at a new x. Beside it stands the
-step from W₀ = 0 with the learning rate that is best for it.
+from small random W_Q, W_K, W_V, P and is trained with Adam on fresh tasks; the loss is the mean of
+(prediction − y)² at a new x. Beside it stands the step from W₀ = 0 at the rate that is best for it.
 
-    python docs/experiments/one_gd_step.py [--quick] [--seed 0]
+    python docs/experiments/one_gd_step.py [--quick]
 """
 import numpy as np
-from common import at_least, command_line, mean_and_error, start
+from common import command_line, mean_and_error, start
 from backward import adam
 from iclca_ref import LSA, gd_weights, lsa
 N, D = 10, 10
@@ -23,8 +22,8 @@ def tasks(rng, batch):
 
 
 def predict(weights, context, query):
-    """Minus the query's y-part after the layer: (batch,)."""
-    return -lsa(context, query, weights)[1][:, 0, D]
+    """Minus the y-part of queries (batch, n, D + 1) after the layer: (batch, n)."""
+    return -lsa(context, query, weights)[1][..., D]
 
 
 def loss_and_gradients(A, B, layers, context, query, answer):
@@ -67,12 +66,6 @@ def train(rng, weights, gradients, steps, batch, rate, clip=np.inf):
     return weights
 
 
-def sensitivities(weights, context):
-    """∂ prediction / ∂ x of the query: (batch, D), from D unit queries, since it is linear."""
-    units = np.broadcast_to(np.eye(D, D + 1), (len(context), D, D + 1))
-    return -lsa(context, units, weights)[1][:, :, D]
-
-
 def picture(matrix):
     """A matrix in block characters, darker for larger entries, with - in front of negative ones."""
     shades = np.rint(abs(matrix) / abs(matrix).max() * 4).astype(int) * np.where(matrix < 0, -1, 1)
@@ -85,19 +78,17 @@ def average(x):
 
 
 def main(argv=None):
-    parser = command_line(__doc__, quick="300 steps instead of 5,000")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default 0")
-    options = parser.parse_args(argv)
-    rng = np.random.default_rng(options.seed)
-    steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
-    start_from = LSA(*rng.normal(0, 0.1, (4, D + 1, D + 1)))
-    weights = train(rng, start_from, gradients, steps, batch, rate=0.01)
+    quick = command_line(__doc__, quick="300 steps instead of 5,000").parse_args(argv).quick
+    steps, batch, tests = (300, 256, 5_000) if quick else (5_000, 512, 50_000)
+    rng, size = np.random.default_rng(0), (4, D + 1, D + 1)
+    weights = train(rng, LSA(*rng.normal(0, 0.1, size)), gradients, steps, batch, rate=0.01)
     context, query, answer = tasks(rng, tests)
-    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
+    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)[:, 0]
     eta = one @ answer / (one @ one)   # from W₀ = 0 a step's prediction is eta times that of rate 1
     step = gd_weights(np.zeros((1, D)), eta, N)
-    ours, theirs = predict(weights, context, query), predict(step, context, query)
-    s, s_step = sensitivities(weights, context), sensitivities(step, context)
+    ours, theirs = (predict(w, context, query)[:, 0] for w in (weights, step))
+    units = np.broadcast_to(np.eye(D, D + 1), (tests, D, D + 1))   # predictions are linear, so ∂/∂x
+    s, s_step = (predict(w, context, units) for w in (weights, step))
     cosines = np.vecdot(s, s_step) / np.sqrt(np.vecdot(s, s) * np.vecdot(s_step, s_step))
     loss, descended = (ours - answer) ** 2, (theirs - answer) ** 2
     # Only products are determined: the y-row of P W_V is −η/N times the targets if W_Kᵀ W_Q is 1.
