@@ -99,10 +99,8 @@ def panels(document, heading, first, names, by=None):
     """
     found = re.search(rf"^## [^\n]*{heading}(?:(?!^## ).)*?^( *{first}  .*?)(?=\n\n|\n```)",
                       document, re.M | re.S) or ["", ""]
-    header, *rows = ([*re.finditer(r"\S+(?: \S+)*", row)] for row in found[1].split("\n"))
-    heads, lines = {end: head[0] for head in header for end in head.span()}, {}
-    for row in rows:
-        row = {heads.get(cell.end(), heads.get(cell.start(), "")): cell[0] for cell in row}
+    (header, *rows), lines = (re.split("  +", row.strip()) for row in found[1].split("\n")), {}
+    for row in (dict(zip(header, row)) for row in rows):
         label = next(cell for head, cell in row.items() if head != by)
         curves = lines.setdefault(row.get(by), {name: {} for name in names})
         for head, cell in row.items():
@@ -117,7 +115,7 @@ def panels(document, heading, first, names, by=None):
 
 def context_to_weights():
     """A context becomes weights: the rows of b_KV at the prompt's words add up to its logits."""
-    words, prompt = list(split_words(TEXT)), ["feeds", "the"]
+    words, prompt = split_words(TEXT), ["feeds", "the"]
     names = list(dict.fromkeys(words))
     context, ask = ([names.index(word) for word in part] for part in (words, prompt))
     model = induction_transformer(len(names), len(words) + len(prompt))
