@@ -115,12 +115,6 @@ def measures(answers, zero_shot, icl, other):
             rec_to_ftp(*right), right[1].mean())
 
 
-def noise(rng, n, length, width=32):
-    """The measures of settings that know nothing of one another."""
-    return measures(rng.random(n) < 0.5, *((rng.random(n) < 0.5, rng.standard_normal((n, 2, width)),
-                                            rng.standard_normal((n, 2, 2, length))) for _ in "123"))
-
-
 def gradient_and_biases(model, contexts, answers):
     """By layer, the mean cosine of −∂L/∂b_KV at b = 0 for "trigger → answer" with iclca's b_KV."""
     downhill = ([-g.kv.ravel() for g in loss_and_gradients(model, [TRIGGER], [answer])[2]]
@@ -145,7 +139,9 @@ def main(argv=None):
             for how, other in found.items():
                 rows[f"{name}, {how}"].append(measures(answers, zero_shot, icl, other))
             rows[f"{name}, -dL/db, b'"].append(gradient_and_biases(model, contexts, answers))
-        rows["noise"].append(noise(rng, n, args.prompt))
+        rows["noise"].append(measures(rng.random(n) < 0.5, *(
+            (rng.random(n) < 0.5, rng.standard_normal((n, 2, 32)),    # independent settings
+             rng.standard_normal((n, 2, 2, args.prompt))) for _ in range(3))))
     print(f"{n} texts for each of {seeds} models, against in context; mean ± standard error\n")
     columns = "cosine 1", "cosine 2", "SimAOU 1", "SimAOU 2", "SimAM", "Rec2FTP", "accuracy"
     print(f"{'':23}" + "".join(f"{c:>11}" for c in columns))

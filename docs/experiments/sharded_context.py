@@ -1,8 +1,8 @@
 """A context that no one machine holds, converted in shards: Algorithm 1 with a scan in every layer.
 
-After a context with the Bias b, a shard of m tokens that alone has b_i leaves R_{-m} b + b_i. So in
-each layer the shards work out their own Bias, an exclusive scan gives each the Bias to start from,
-and it goes through the layer. Its residual stream stays in a file that all workers reach.
+After a context with the Bias b, a shard of m tokens that alone has b_i leaves R_{-m} b + b_i. So an
+exclusive scan of the shards' own Biases gives each the one to start from, and it goes through the
+layer. Its residual stream stays in a file that all workers reach.
 
     OMP_NUM_THREADS=1 python docs/experiments/sharded_context.py [--quick] [--shards 4 2 1]
 """
@@ -28,8 +28,8 @@ class Folder(str):
 
 def one_round(streams, model, before, layer, shard, given):
     """A shard's tokens, or its stream taken through layer `before` from a Bias, to its own Bias."""
-    x, _ = block(streams[shard], before, model, given) if before else run_layers(model, given)
-    streams[shard] = x
+    streams[shard] = x = (block(streams[shard], before, model, given) if before else
+                          run_layers(model, given))[0]
     return block(x, layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0]), model,   # no MLP yet
                  attend=lambda q, k, v, bias, rope, _: (v, attention_bias(k, v, None, rope)))[1]
 
@@ -57,10 +57,9 @@ def convert(model, shards, executor, streams, biases=None):
 
 def main(argv=None):
     parser = command_line(__doc__, quick="2 shards, 1,000 tokens")
-    parser.add_argument("--tokens", type=at_least(1), default=100_000)
     parser.add_argument("--shards", type=at_least(1), nargs="+", default=[4, 2, 1])
     options = parser.parse_args(argv)
-    n, counts = (1_000, [2]) if options.quick else (options.tokens, options.shards)
+    n, counts = (1_000, [2]) if options.quick else (100_000, options.shards)
     model, found = random_transformer(np.random.default_rng(0), 1000, 64, 4, 4, dtype="f"), []
     tokens = np.random.default_rng(1).integers(0, 1000, n)
     for count in counts:    # most first: the largest worker so far is printed

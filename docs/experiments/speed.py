@@ -31,19 +31,16 @@ def loop_in_place(q, k, v, chunk=32):
     return o
 
 
-def seconds(repeat, *calls):
-    """The shortest of `repeat` runs of each call, in turns."""
+def seconds(repeat, *calls):   # the shortest run of each, in turns
     return np.min([[timeit(call, number=1) for call in calls] for _ in range(repeat)], axis=0)
 
 
-def qkv(rng, n):
-    """Positive features and values (8, n, 64)."""
+def qkv(rng, n):   # positive features and values (8, n, 64)
     q, k, v = rng.standard_normal((3, HEADS, n, D), np.float32)
     return lt.elu_plus_one(q), lt.elu_plus_one(k), v
 
 
-def peak(call):
-    """The largest memory that the call holds at once, in bytes."""
+def peak(call):   # the largest memory that the call holds at once, in bytes
     tracemalloc.start()
     call()
     most = tracemalloc.get_traced_memory()[1]

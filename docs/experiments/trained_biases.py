@@ -6,7 +6,6 @@ answered. Then biases alone are trained to give a frozen model's in-context answ
 
     python docs/experiments/trained_biases.py [--seeds 10] [--quick]
 """
-
 from itertools import product
 import numpy as np
 from common import at_least, command_line, mean_and_error, progress, start
@@ -53,8 +52,6 @@ def learn_a_context(model, rng, steps, measured):
     other prompts, each layer's cosine with the exact b_KV); the exact biases come last.
     """
     exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), zero_biases(), None
-    def prompts(n):
-        return asked(rng.integers(0, TRIGGER, (n, 5)))
     def answers(tokens, biases):
         return softmax(forward(model, tokens, biases)[0])
     def now(biases):
@@ -63,11 +60,11 @@ def learn_a_context(model, rng, steps, measured):
                    for b, e in zip(biases, exact)]
         return (p * np.log(p / q)).sum(axis=-1).mean(), *cosines
 
-    other = prompts(100)
+    other = asked(rng.integers(0, TRIGGER, (100, 5)))
     for step in range(steps + 1):
         if step in measured:
             yield step, *now(biases)
-        batch = prompts(64)
+        batch = asked(rng.integers(0, TRIGGER, (64, 5)))
         p = answers(batch, exact)
         _, _, d = gradients(model, batch, lambda z: (0, (softmax(z) - p) / p[..., 0].size), biases)
         biases, moments = adam(biases, d, 0.03 * (1 - 0.95 * step / (steps + 1)), moments)
