@@ -13,19 +13,12 @@ from linear_transformer import chunked_attention, rope, rope_frequencies
 HEADS, D = 2, 16
 
 
-def errors(rng, n, rotated):
-    """Relative errors, in eps, of the columns: of float32 against float64."""
-    q, k = rng.random((2, HEADS, n, D), np.float32) * np.float32(1e4)
-    v = rng.standard_normal((HEADS, n, D), np.float32)
-    found = []
-    for dtype in np.float32, np.float64:
-        theta = rope_frequencies(D).astype(np.float32).astype(dtype)  # the same angles in both
-        turn = partial(rope, theta=theta) if rotated else None
-        arguments = [x.astype(dtype) for x in (q, k, v)]
-        o, carried = chunked_attention(*arguments, rope=turn)
-        found.append((carried.kv, attention_bias(*arguments[1:], rope=turn).kv, o[:, -100:]))
-    return [np.linalg.norm(a - b) / np.linalg.norm(b) / np.finfo(np.float32).eps
-            for a, b in zip(*found)]
+def columns(q, k, v, rotated, dtype):
+    """The carried state, the summed state, and the last 100 outputs."""
+    q, k, v, theta = (x.astype(np.float32).astype(dtype) for x in (q, k, v, rope_frequencies(D)))
+    turn = partial(rope, theta=theta) if rotated else None
+    o, carried = chunked_attention(q, k, v, rope=turn)
+    return carried.kv, attention_bias(k, v, rope=turn).kv, o[:, -100:]
 
 
 def main(argv=None):
@@ -35,8 +28,12 @@ def main(argv=None):
     print(f"{'tokens':>8}  {'':12}{'state carried':>15}{'state summed':>15}{'outputs':>10}")
     for n in (100, 1_000, 10_000, 100_000)[:3 if quick else 4]:
         for how in "not rotated", "rotated":
-            row = errors(rng, n, how == "rotated")
-            print("{:>8}  {:12}{:>15.1f}{:>15.1f}{:>10.1f}".format(n, how, *row), flush=True)
+            q, k = rng.random((2, HEADS, n, D), np.float32) * np.float32(1e4)
+            qkv = q, k, rng.standard_normal((HEADS, n, D), np.float32)
+            found = (columns(*qkv, how == "rotated", dtype) for dtype in (np.float32, np.float64))
+            row = (np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(*found))
+            print("{:>8}  {:12}{:>15.1f}{:>15.1f}{:>10.1f}".format(
+                n, how, *(x / np.finfo(np.float32).eps for x in row)), flush=True)
 
 
 if __name__ == "__main__":

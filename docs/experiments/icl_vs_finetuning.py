@@ -21,10 +21,10 @@ RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other tex
 
 def unit(a):
     """a / ‖a‖ over the last axis; ValueError for no vectors, or one without a direction."""
-    largest = abs(a).max(axis=-1, keepdims=True, initial=0)   # so that no square overflows
-    if not largest.size or not ((largest > 0) & (largest < np.inf)).all():
+    norm = np.linalg.norm(a.astype(np.float64), axis=-1, keepdims=True)   # no square overflows
+    if not norm.size or not ((norm > 0) & (norm < np.inf)).all():
         raise ValueError(f"a {a.shape} must hold vectors, of a norm that is neither 0, inf nor NaN")
-    return a / largest / np.linalg.norm(a / largest, axis=-1, keepdims=True)
+    return a / norm
 
 
 def cosine(a, b):
@@ -50,9 +50,8 @@ def sim_am(icl, fine_tuned):
 
 
 def rec_to_ftp(icl, fine_tuned, zero_shot):
-    """Rec2FTP: of the examples (examples,) that fine-tuning corrects, the share that ICL corrects.
-
-    Booleans: which are answered right. NaN if it corrects none.
+    """Rec2FTP: what share of the examples that fine-tuning corrects ICL corrects; NaN of none.
+    (examples,) each, booleans: which are answered right.
     """
     if not icl.dtype == fine_tuned.dtype == zero_shot.dtype == bool:
         raise TypeError("icl, fine_tuned and zero_shot must be booleans")
@@ -72,8 +71,8 @@ def outputs(model, tokens, length):
 
     logits, read = forward(model, tokens, attend=attend)
     written = [(o @ layer.w_o).sum(axis=(-3, -2)) for (o, _), layer in zip(read, model.layers)]
-    scores = [scores for _, scores in read]
-    return logits[:, -1].argmax(axis=-1), np.stack(written, axis=1), np.stack(scores, axis=1)
+    return logits[:, -1].argmax(axis=-1), *(
+        np.stack(x, axis=1) for x in (written, [scores for _, scores in read]))
 
 
 def tuned(model, answer):
