@@ -1,12 +1,9 @@
 """The biases of any model in a file: .npz, no pickle, whole or refused."""
-
 import os
 import re
 import tempfile
 import zipfile
-
 import numpy as np
-
 from linear_transformer import Bias
 
 

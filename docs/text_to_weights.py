@@ -5,7 +5,6 @@
 
 A linear transformer's weights are written by hand; b_KV becomes the table of what followed what.
 """
-
 import argparse
 import difflib
 import io
@@ -15,9 +14,7 @@ import signal
 import sys
 import textwrap
 import unicodedata
-
 import numpy as np
-
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "experiments"))
 from common import at_least, progress, told
 from biases_on_disk import checked, load, load_biases, save_biases  # noqa: F401
@@ -148,8 +145,7 @@ def prepare(ask):
     return model, biases, words, text, prompts, os.path.basename(name)
 
 
-def row(label, *words):
-    """A label, and words joined as in a text, in lines of at most 79 columns."""
+def row(label, *words):   # a label, and words joined as in a text, in lines of up to 79 columns
     text = re.sub(r" ([,.;:!?)\]])", r"\1", " ".join(words))
     return textwrap.fill(text, 79, initial_indent=f"  {label:<30}", subsequent_indent=" " * 32)
 

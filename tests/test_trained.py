@@ -26,7 +26,6 @@ def test_the_three_measures_take_their_known_values():
 @pytest.mark.parametrize("size", [3e38, 1e20, 3e-23, 1e-45])
 def test_the_directions_of_very_long_and_very_short_vectors_are_right(size):
     a = np.array([size, 0, -size], np.float32)
-    assert unit(a).dtype == np.float32
     assert unit(a) == pytest.approx(np.array([0.5**0.5, 0, -0.5**0.5]), rel=1e-6)
     assert cosine(a, np.array([size, size, 0], np.float32)) == pytest.approx(0.5, rel=1e-6)
 
@@ -42,8 +41,8 @@ one, yes = np.ones((1, 1, 2)), np.array([True, True])
 test_mistakes = refused(
     *(("neither 0", lambda bad=bad: sim_am(bad, one[:, :bad.shape[1]]))
       for bad in (0 * one, one * np.nan, one * np.inf, one[:, :0])),
-    ("zero_shot (1, 1, 1)", lambda: sim_aou(one, one, one[..., :1])),
-    ("b (1, 2)", lambda: cosine(one, one[0])), ("(1,)", lambda: rec_to_ftp(yes, yes, ~yes[:1])),
+    ("same shape", lambda: sim_aou(one, one, one[..., :1])),
+    ("b (1, 2)", lambda: cosine(one, one[0])), ("same shape", lambda: rec_to_ftp(yes, yes, ~yes[:1])),
     ("booleans", lambda: rec_to_ftp(1 * yes, yes, ~yes)))
 
 

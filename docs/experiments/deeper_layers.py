@@ -21,8 +21,7 @@ def after(layers, batch, eta, gamma):
     return context, query
 
 
-def losses(layers, batch, eta, gamma=0.0):
-    """(prediction − y)² of each task."""
+def losses(layers, batch, eta, gamma=0.0):   # (prediction − y)² of each task
     return (-after(layers, batch, eta, gamma)[1][:, 0, D] - batch[2]) ** 2
 
 

@@ -14,7 +14,7 @@ HEADS, D = 2, 16
 
 
 def columns(q, k, v, rotated, dtype):
-    """The carried state, the summed state, and the last 100 outputs."""
+    """The carried state, the summed state, and the last 100 outputs, with float32's angles."""
     q, k, v, theta = (x.astype(np.float32).astype(dtype) for x in (q, k, v, rope_frequencies(D)))
     turn = partial(rope, theta=theta) if rotated else None
     o, carried = chunked_attention(q, k, v, rope=turn)

@@ -7,11 +7,11 @@ two changes, beside Deutch et al.'s cautions: another answer, an untrained model
 minus the gradient of that loss by biases, at 0, like ICLCA's biases of the text? With --prompt 6
 five random tokens stand before the trigger.
 
-    python docs/experiments/icl_vs_finetuning.py [--seeds 5] [--prompt 1] [--quick]
+    python docs/experiments/icl_vs_finetuning.py [--prompt 1] [--quick]
 """
 from collections import defaultdict
 import numpy as np
-from common import at_least, command_line, mean_and_error, start
+from common import command_line, mean_and_error, start
 from backward import loss_and_gradients
 from iclca_ref import iclca
 from linear_transformer import check_shapes, chunked_attention, forward, rotate_at
@@ -39,8 +39,7 @@ def sim_aou(icl, fine_tuned, zero_shot):
     (examples, layers, width) each: the last token's output, scaled to norm 1 here. Both updates
     share zero_shot, so three random directions give 1/2 in wide vectors, 0.485 at width 9. §4.
     """
-    check_shapes("icl:elw fine_tuned:elw zero_shot:elw", icl, fine_tuned, zero_shot)
-    icl, fine_tuned, zero_shot = unit(icl), unit(fine_tuned), unit(zero_shot)
+    icl, fine_tuned, zero_shot = unit(np.stack([icl, fine_tuned, zero_shot]))
     return cosine(icl - zero_shot, fine_tuned - zero_shot).mean()
 
 
@@ -53,9 +52,9 @@ def rec_to_ftp(icl, fine_tuned, zero_shot):
     """Rec2FTP: what share of the examples that fine-tuning corrects ICL corrects; NaN of none.
     (examples,) each, booleans: which are answered right.
     """
-    if not icl.dtype == fine_tuned.dtype == zero_shot.dtype == bool:
+    icl, fine_tuned, zero_shot = right = np.stack([icl, fine_tuned, zero_shot])
+    if right.dtype != bool:
         raise TypeError("icl, fine_tuned and zero_shot must be booleans")
-    check_shapes("icl:e fine_tuned:e zero_shot:e", *(1 * x for x in (icl, fine_tuned, zero_shot)))
     corrected = fine_tuned & ~zero_shot
     return float(icl[corrected].mean()) if corrected.any() else np.nan
 
@@ -124,10 +123,9 @@ def gradient_and_biases(model, contexts, answers):
 
 def main(argv=None):
     parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
-    parser.add_argument("--seeds", type=at_least(1), default=5, help="models, default 5")
     parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
     args = parser.parse_args(argv)
-    seeds, n, setting = (1, 20, QUICK) if args.quick else (args.seeds, 100, SHORT)
+    seeds, n, setting = (1, 20, QUICK) if args.quick else (5, 100, SHORT)
     rows = defaultdict(list)
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 2])

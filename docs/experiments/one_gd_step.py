@@ -72,8 +72,7 @@ def picture(matrix):
     return ["".join(" -"[int(s < 0)] + " ░▒▓█"[abs(s)] for s in row) for row in shades]
 
 
-def average(x):
-    """The mean over the tasks, and its standard error."""
+def average(x):   # the mean over the tasks, and its standard error
     return "{:.4f} ± {:.1g}".format(*mean_and_error(x))
 
 

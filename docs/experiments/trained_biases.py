@@ -4,11 +4,11 @@ First, b_KV and b_D are trained from zero with the model, on trained_induction.p
 tokens: same first weights and texts in all arms; steps until half and 99% of 256 other texts are
 answered. Then biases alone are trained to give a frozen model's in-context answers.
 
-    python docs/experiments/trained_biases.py [--seeds 10] [--quick]
+    python docs/experiments/trained_biases.py [--quick]
 """
 from itertools import product
 import numpy as np
-from common import at_least, command_line, mean_and_error, progress, start
+from common import command_line, mean_and_error, progress, start
 from backward import adam, gradients
 from iclca_ref import iclca
 from linear_transformer import Bias, forward, softmax
@@ -40,8 +40,7 @@ def run(seed, constrain, steps):
     return reached(0.5), reached(0.99), np.mean(losses[-50:]), max(losses[steps // 2:]), found[-1]
 
 
-def summary(values):
-    """Means and standard errors of the columns, over the seeds that are not NaN."""
+def summary(values):   # means and standard errors of the columns, over seeds that are not NaN
     columns = [column[np.isfinite(column)] for column in np.transpose(values)]
     return "".join("{:>9.3g} ±{:<6.2g}".format(*mean_and_error(c)) if len(c) > 1
                    else f"{'never':>9}{'':8}" for c in columns).rstrip()
@@ -73,10 +72,8 @@ def learn_a_context(model, rng, steps, measured):
 
 
 def main(argv=None):
-    parser = command_line(__doc__, "2 seeds, 20 steps; 30 steps")
-    parser.add_argument("--seeds", type=at_least(2), default=10, help="default 10")
-    options = parser.parse_args(argv)
-    seeds, steps, learn = (2, 20, 30) if options.quick else (options.seeds, SHORT["steps"], 600)
+    quick = command_line(__doc__, "2 seeds, 20 steps; 30 steps").parse_args(argv).quick
+    seeds, steps, learn = (2, 20, 30) if quick else (10, SHORT["steps"], 600)
     values = {name: [] for name in ARMS}
     for seed, (name, constrain) in product(range(seeds), ARMS.items()):
         values[name].append(run(seed, constrain, steps))
@@ -88,7 +85,7 @@ def main(argv=None):
     print("\ndifferences to none, seed by seed")
     for name in list(ARMS)[1:]:
         print(f"{name:12}{summary(np.subtract(values[name], values['none']))}")
-    model = trained(0, **QUICK if options.quick else SHORT)
+    model = trained(0, **QUICK if quick else SHORT)
     print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
     measured = {0, 10, 30, 100, 300, learn}
     for row in learn_a_context(model, np.random.default_rng(0), learn, measured):

@@ -2,9 +2,8 @@
 
 A text of random tokens holds a trigger token once; asked the trigger, the model must answer the
 token that followed it. A linear transformer of two layers and two heads (27,456 parameters) is
-trained from random weights on texts that grow from 25 to 100 tokens; at 100 from the start it stays
-at chance. Then its accuracy with the text in context, without it, and converted to biases; at
-lengths that it was not trained on; and what its heads look at. One answer in 44 is right by chance.
+trained on texts that grow from 25 to 100 tokens; at 100 from the start it stays at chance, one
+answer in 44. Then its accuracy with the text in context, without it, and converted to biases.
 
     python docs/experiments/trained_induction.py [--seeds 3] [--quick]
 """
@@ -29,8 +28,7 @@ def texts(rng, n, length):
     return tokens, place, tokens[np.arange(n), place + 1]
 
 
-def asked(context):
-    """The texts (n, m) with the question after them: (n, m + 1)."""
+def asked(context):   # the texts (n, m) with the question after them: (n, m + 1)
     return np.concatenate([context, np.full((len(context), 1), TRIGGER)], axis=1)
 
 

@@ -3,14 +3,11 @@ the tables in docs/results.md: for light and dark mode, and readable without col
 
     python docs/figures/draw.py [--only NAME ...]      all: two minutes, to train a model
 """
-
 import argparse
 import re
 import sys
 from pathlib import Path
-
 import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = map(str, (HERE.parents[1], HERE.parent, HERE.parent / "experiments", HERE))
 import linear_transformer as lt
@@ -30,8 +27,7 @@ polyline{fill:none}.arrow{marker-end:url(#tip)}.sub{font-size:14px}.b{font-weigh
 .c1{color:#ffa657}.c2{color:#7ee787}.c3{color:#d2a8ff}.c4{color:#9198a1}}"""
 
 
-def text(x, y, word, kind=""):
-    """Words, with b_{KV} for an index below the line, or a number."""
+def text(x, y, word, kind=""):   # words, with b_{KV} for an index below the line, or a number
     sub = r'<tspan class="sub" dy="5">\1</tspan><tspan dy="-5">&#8203;</tspan>'
     word = word if isinstance(word, str) else f"{word + 0:g}".replace("-", "−")
     return f'<text x="{x:g}" y="{y:g}" class="{kind}">{re.sub("_{(.*?)}", sub, word)}</text>'
