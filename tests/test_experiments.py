@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-import one_gd_step, sharded_context, speed, state_laws
+import one_gd_step, sharded_context, state_laws
 from exact import assert_close, assert_differ, assert_exactly_equal, rngs, transformers
 from iclca_ref import LSA, iclca
-from linear_transformer import chunked_attention, forward, random_transformer
+from linear_transformer import forward, random_transformer
 from sharded_context import Folder, convert, scan
 
 ROOT = Path(__file__).parent.parent
@@ -84,11 +84,6 @@ def test_the_gradients_written_by_hand_are_the_derivatives_of_the_losses():
         step = 1e-6 * rng.standard_normal(x.shape)
         growth = (loss(x + step) - loss(x - step)) / 2
         assert growth == pytest.approx((gradient * step).sum(), 1e-6, 0) and abs(growth) > 1e-9
-
-
-def test_the_loop_that_speed_is_measured_against_computes_the_same_attention():
-    for qkv in (speed.qkv(np.random.default_rng(0), n) for n in (1, 32, 70)):
-        assert speed.loop_in_place(*qkv) == pytest.approx(chunked_attention(*qkv)[0], 1e-4, 1e-5)
 
 
 SMALL = random_transformer(np.random.default_rng(0), 9, 8, 2, 2)

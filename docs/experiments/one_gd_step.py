@@ -94,17 +94,16 @@ def main(argv=None):
     scores, values = weights.w_k.T @ weights.w_q, weights.p @ weights.w_v
     diagonal = -values[D, D] * np.diag(scores)[:D]
     print(f"{steps:,} steps of Adam, batches of {batch} fresh tasks; measured on {tests:,} tasks\n")
-    for name, figure in {
-            "loss of the trained layer": average(loss),
-            f"loss of one step, best eta = {eta:.3f}": average(descended),
-            "relative difference, %": average(100 * (loss - descended) / descended.mean()),
-            "difference of predictions": average(abs(ours - theirs)),
-            "mean |y|": average(abs(answer)), "cosine of sensitivities": average(cosines),
-            "difference of sensitivities": average(np.linalg.norm(s - s_step, axis=-1)),
-            "mean norm of sensitivities": average(np.linalg.norm(s_step, axis=-1)),
+    for name, x in {
+            "loss of the trained layer": loss, f"loss of one step, best eta = {eta:.3f}": descended,
+            "relative difference, %": 100 * (loss - descended) / descended.mean(),
+            "difference of predictions": abs(ours - theirs), "mean |y|": abs(answer),
+            "cosine of sensitivities": cosines,
+            "difference of sensitivities": np.linalg.norm(s - s_step, axis=-1),
+            "mean norm of sensitivities": np.linalg.norm(s_step, axis=-1),
             "diagonal of the products": f"{diagonal.mean():.4f}, deviation {diagonal.std():.4f}",
             "eta/N": f"{eta / N:.4f}"}.items():
-        print(f"{name:<36}{figure}")
+        print(f"{name:<36}{x if isinstance(x, str) else average(x)}")
     print("\nW_Kᵀ W_Q, trained" + " " * 11 + "and constructed")
     for rows in zip(*map(picture, (scores * np.sign(scores.trace()), step.w_k.T @ step.w_q))):
         print("|{}|    |{}|".format(*rows))

@@ -15,22 +15,6 @@ from iclca_ref import iclca
 HEADS, D = 8, 64
 
 
-def loop_in_place(q, k, v, chunk=32):
-    """The yardstick: normalized attention without rotation, every step written for speed."""
-    o, s, z = np.empty_like(v), np.zeros((HEADS, D, D), v.dtype), np.zeros((HEADS, D, 1), v.dtype)
-    causal = np.tri(chunk, dtype=v.dtype)
-    for i in range(0, v.shape[1], chunk):
-        q_c, k_c, v_c, o_c = (x[:, i:i + chunk] for x in (q, k, v, o))
-        scores = q_c @ k_c.mT
-        scores *= causal[:scores.shape[-1], :scores.shape[-1]]
-        np.matmul(scores, v_c, out=o_c)
-        o_c += q_c @ s
-        o_c /= q_c @ z + scores.sum(axis=-1, keepdims=True)
-        s += k_c.mT @ v_c
-        z += k_c.sum(axis=-2)[..., None]
-    return o
-
-
 def seconds(repeat, *calls):   # the shortest run of each, in turns
     return np.min([[timeit(call, number=1) for call in calls] for _ in range(repeat)], axis=0)
 
@@ -49,23 +33,20 @@ def peak(call):   # the largest memory that the call holds at once, in bytes
 
 
 def attention(rng, n, size, repeat):
-    """Chunked attention over n tokens, with its options, beside a matrix product and the loop."""
+    """Chunked attention over n tokens, with its options, beside a matrix product."""
     a, full, double = rng.standard_normal((size, size), np.float32), qkv(rng, n), qkv(rng, 2 * n)
     turn = partial(lt.rope, theta=lt.rope_frequencies(D).astype(np.float32))
     attend, chunks = partial(lt.chunked_attention, *full), (16, 32, 64, 128, 256)
-    product, once, plain, rotated, loop, twice, *by_chunk = seconds(
+    product, once, plain, rotated, twice, *by_chunk = seconds(
         repeat, lambda: a @ a, attend, partial(attend, normalize=False), partial(attend, rope=turn),
-        lambda: loop_in_place(*full), lambda: lt.chunked_attention(*double),
-        *(partial(attend, chunk=chunk) for chunk in chunks))
+        lambda: lt.chunked_attention(*double), *(partial(attend, chunk=chunk) for chunk in chunks))
     flops = 2 * size**3 / product
     print(f"matrix product, {size:,} × {size:,}: {flops / 1e9:.0f} GFLOP/s; "
           f"chunked attention, {n:,} tokens: {once * 1e3:.1f} ms\n")
     best = 8 * D * D * HEADS * n / flops           # its time at the speed of the matrix product
     for label, ratio in [
             ("share of the matrix product", best / once), ("  without normalizer", best / plain),
-            ("  with rotation", best / rotated), ("time with normalizer / without", once / plain),
-            ("time with rotation / without", rotated / once),
-            ("time / a loop in place", once / loop), ("twice the tokens, time", twice / once),
+            ("  with rotation", best / rotated), ("twice the tokens, time", twice / once),
             ("peak memory / output", peak(attend) / full[2].nbytes),
             ("  with rotation", peak(partial(attend, rope=turn)) / full[2].nbytes),
             *((f"time, chunks of {c} / default", t / once) for c, t in zip(chunks, by_chunk))]:
