@@ -6,7 +6,7 @@ import pytest
 import trained_biases
 from arguments import refused
 from exact import flat
-from icl_vs_finetuning import cosine, outputs, rec_to_ftp, settings, sim_am, sim_aou, tuned, unit
+from icl_vs_finetuning import cosine, outputs, rec_to_ftp, settings, sim_aou, tuned, unit
 from linear_transformer import forward
 from trained_induction import TRIGGER, attention_weights, last_logits, random_model, train
 
@@ -17,8 +17,8 @@ def test_the_three_measures_take_their_known_values():
     tuned = np.array([[[0.0, 1.0]], [[0.0, -1.0]]])               # updates (−1, 1) and (−1, ±1)
     assert sim_aou(icl, tuned, zero_shot) == pytest.approx(0.5)
     assert sim_aou(7 * icl, icl, zero_shot / 3) == pytest.approx(1)
-    weights = np.array([[[[1.0, 0.0]], [[3.0, 4.0]]]])            # two layers, one head, two tokens
-    assert sim_am(weights, np.array([[[[0.0, 2.0]], [[6.0, 8.0]]]])) == pytest.approx(0.5)
+    weights = np.array([[[1.0, 0.0]], [[3.0, 4.0]]])              # two layers, one head, two tokens
+    assert cosine(weights, np.array([[[0.0, 2.0]], [[6.0, 8.0]]])).ravel() == pytest.approx([0, 1])
     right = np.array([[1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 1, 0]], bool)   # ICL, tuned, zero-shot
     assert rec_to_ftp(*right) == 0.5 and np.isnan(rec_to_ftp(*right[[0, 1, 1]]))
 
@@ -39,7 +39,7 @@ def test_the_sim_aou_of_noise_is_one_half_for_wide_vectors_only(width, expected)
 
 one, yes = np.ones((1, 1, 2)), np.array([True, True])
 test_mistakes = refused(
-    *(("neither 0", lambda bad=bad: sim_am(bad, one[:, :bad.shape[1]]))
+    *(("neither 0", lambda bad=bad: cosine(bad, one[:, :bad.shape[1]]))
       for bad in (0 * one, one * np.nan, one * np.inf, one[:, :0])),
     ("same shape", lambda: sim_aou(one, one, one[..., :1])),
     ("b (1, 2)", lambda: cosine(one, one[0])), ("same shape", lambda: rec_to_ftp(yes, yes, ~yes[:1])),

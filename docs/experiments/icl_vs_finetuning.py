@@ -43,11 +43,6 @@ def sim_aou(icl, fine_tuned, zero_shot):
     return cosine(icl - zero_shot, fine_tuned - zero_shot).mean()
 
 
-def sim_am(icl, fine_tuned):
-    """SimAM: the mean cosine of the last token's scores (examples, layers, heads, query tokens)."""
-    return cosine(icl, fine_tuned).mean()
-
-
 def rec_to_ftp(icl, fine_tuned, zero_shot):
     """Rec2FTP: what share of the examples that fine-tuning corrects ICL corrects; NaN of none.
     (examples,) each, booleans: which are answered right.
@@ -109,8 +104,9 @@ def measures(answers, zero_shot, icl, other):
     given, o, scores = zip(icl, other, zero_shot)
     right = [x == answers for x in given]
     aou = (sim_aou(*(x[:, [layer]] for x in o)) for layer in (0, 1))
-    return (*cosine(o[0] - o[2], o[1] - o[2]).mean(axis=0), *aou, sim_am(*scores[:2]),
-            rec_to_ftp(*right), right[1].mean())
+    sim_am = cosine(*scores[:2]).mean()    # of the last token's scores
+    return (*cosine(o[0] - o[2], o[1] - o[2]).mean(axis=0), *aou, sim_am, rec_to_ftp(*right),
+            right[1].mean())
 
 
 def gradient_and_biases(model, contexts, answers):
