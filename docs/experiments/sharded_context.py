@@ -28,8 +28,8 @@ class Folder(str):
 
 def one_round(streams, model, before, layer, shard, given):
     """A shard's tokens, or its stream taken through layer `before` from a Bias, to its own Bias."""
-    streams[shard] = x = (block(streams[shard], before, model, given) if before else
-                          run_layers(model, given))[0]
+    x, _ = block(streams[shard], before, model, given) if before else run_layers(model, given)
+    streams[shard] = x
     return block(x, layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0]), model,   # no MLP yet
                  attend=lambda q, k, v, bias, rope, _: (v, attention_bias(k, v, None, rope)))[1]
 

@@ -1,7 +1,6 @@
 """Speed, as ratios within one run: attention in its forms, whole models, conversion, decoding.
 
-All in float32, 8 heads of width 64 unless said. Times are the best of several runs, and what is
-compared takes turns; memory is tracemalloc's peak. Ratios hold on other machines, roughly.
+All in float32, attention with 8 heads of width 64. Ratios hold on other machines, roughly.
 
     python docs/experiments/speed.py [--quick]
 """

@@ -1,8 +1,7 @@
 """ICLCA §6.3: biases that are trained with the model; and a context that is learned as biases.
 
-First, b_KV and b_D are trained from zero with the model, on trained_induction.py's texts of 20
-tokens: same first weights and texts in all arms; steps until half and 99% of 256 other texts are
-answered. Then biases alone are trained to give a frozen model's in-context answers.
+First, b_KV and b_D are trained from zero with trained_induction.py's model, the same texts in all
+arms. Then biases alone are trained to give a frozen model's in-context answers.
 
     python docs/experiments/trained_biases.py [--quick]
 """
@@ -25,7 +24,9 @@ def zero_biases():   # one for each of the two layers
 
 
 def run(seed, constrain, steps):
-    """COLUMNS of one training: NaN is never; last loss a mean of 50, worst of the second half."""
+    """COLUMNS of one training: steps until half and 99% of 256 other texts are answered (NaN:
+    never), the mean of the last 50 losses, the worst of the second half, the last accuracy.
+    """
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
     losses, found, start = [], [0.0], constrain and zero_biases()
     for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, biases=start,
@@ -55,9 +56,9 @@ def learn_a_context(model, rng, steps):
         return softmax(forward(model, tokens, biases)[0])
     def now(biases):
         p, q = answers(other, exact), answers(other, biases)
-        cosines = [(b.kv * e.kv).sum() / np.sqrt((b.kv**2).sum() * (e.kv**2).sum() or 1)
-                   for b, e in zip(biases, exact)]
-        return (p * np.log(p / q)).sum(axis=-1).mean(), *cosines
+        return (p * np.log(p / q)).sum(axis=-1).mean(), *(
+            (b.kv * e.kv).sum() / np.sqrt((b.kv**2).sum() * (e.kv**2).sum() or 1)
+            for b, e in zip(biases, exact))
 
     other = asked(rng.integers(0, TRIGGER, (100, 5)))
     for step in range(steps + 1):

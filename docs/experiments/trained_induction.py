@@ -39,11 +39,10 @@ def random_model(rng, dtype=np.float32):
 
 
 def train(seed, length, steps, rate, biases=None, constrain=lambda b: b):
-    """Train a model from `seed`: yields step, length of the texts, loss, model, biases.
+    """Adam on the loss of the answer: yields step, length of the texts, loss, model, biases.
 
-    Adam; the loss is of the answer alone. Texts grow from 25 tokens in the first fifth to `length`
-    at 70% (a shorter `length` is that of all); the rate warms up in 50 steps and falls to 5% along
-    a cosine. `biases` are trained too, if given, and `constrain`ed after each step.
+    Texts grow from 25 tokens in the first fifth to `length` at 70%; the rate warms up in 50 steps
+    and falls to 5% along a cosine. `biases` are trained too, if given, and `constrain`ed.
     """
     rng, moments = np.random.default_rng(seed), None
     model = random_model(rng)

@@ -61,9 +61,8 @@ def heat(x, y, matrix, cell, name="", frame="", dark=0.9):
 
 
 def chart(lines, title, below, marks, right=130):
-    """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel.
-
-    A line of one x is a level. Axes are logarithmic: y unless from 0, x unless at equal steps.
+    """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel. A line of one
+    x is a level. Axes are logarithmic: y unless from 0, x unless at equal steps.
     """
     scale, width, pieces = np.log10 if marks[0] else np.array, (WIDTH - 25 - right) / len(lines), []
     for left, (panel, curves) in zip(75 + width * np.arange(len(lines)), lines.items()):
@@ -88,10 +87,9 @@ def chart(lines, title, below, marks, right=130):
 
 
 def panels(document, heading, first, names, by=None):
-    """Lines {panel: {name: {x: y}}} of the table under this heading whose header begins so.
-
-    The names are those of columns, x the first cell of a row; or those of rows, if the columns are
-    called m = .... `by` is the column that tells the panels apart. LookupError if one is missing.
+    """Lines {panel: {name: {x: y}}} of the table under this heading whose header begins so: names
+    of columns, x the first cell of a row; or names of rows, if the columns are called m = .... `by`
+    is the column that tells the panels apart. Gaps may end a row. LookupError if one is missing.
     """
     found = re.search(rf"^## [^\n]*{heading}(?:(?!^## ).)*?^( *{first}  .*?)(?=\n\n|\n```)",
                       document, re.M | re.S) or ["", ""]
@@ -196,7 +194,6 @@ def one_step():
     W1, _, _ = gradient_descent(W0, x, y, eta=1 / 3)
     tokens, asked = lsa(np.hstack([x, y]), np.hstack([ask, -ask * W0]), gd_weights(W0, 1 / 3, 3))
     pieces = [text(415, 308, "disc: target y with its residual W x − y; square: answer at x = 3")]
-
     def at(a, b):
         return left + 46 * a, 206 - 26 * b
 
