@@ -33,8 +33,7 @@ def checked(arrays, model=None):
     return biases
 
 
-def ordinary(path):
-    """The path. Raises OSError if there is a folder, a pipe, a device."""
+def ordinary(path):   # the path; OSError if there is a folder, a pipe, a device
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not an ordinary file")
     return path

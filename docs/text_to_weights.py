@@ -110,8 +110,7 @@ def affordable(vocab_size, max_length, n_gram):
     return induction_transformer(vocab_size, max_length, n_gram)
 
 
-def saved(arrays):
-    """What --save wrote: the model, its biases, its words and how many it has read."""
+def saved(arrays):   # what --save wrote: the model, its biases, its words, how many it has read
     words, length = arrays["words"].tolist(), arrays["length"].item()
     known = list(dict.fromkeys(split_words(" ".join(words)))) == words
     if not known or not 1 <= length <= arrays["kv_0"].shape[1]:
@@ -168,8 +167,7 @@ def compared(model, biases, words, text, prompt, n):
                   "  (in context, converted)")
 
 
-def strongest_rows(table, words):
-    """Lines that read the last layer's b_KV as a table: what came after what, and how often."""
+def strongest_rows(table, words):   # b_KV as a table: what came after what, and how often
     for i in np.argsort(-table.max(axis=1), kind="stable")[:6]:
         if best := [b for b in np.argsort(-table[i], kind="stable")[:3] if table[i, b] > 0]:
             after = f'after "{words[i % len(words)]}"' + " _" * (i // len(words))

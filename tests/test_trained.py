@@ -41,8 +41,8 @@ test_mistakes = refused(
     *(("neither 0", lambda bad=bad: cosine(bad, one[:, :bad.shape[1]]))
       for bad in (0 * one, one * np.nan, one * np.inf, one[:, :0])),
     ("same shape", lambda: sim_aou(one, one, one[..., :1])),
-    ("b (1, 2)", lambda: cosine(one, one[0])), ("same shape", lambda: rec_to_ftp(yes, yes, ~yes[:1])),
-    ("booleans", lambda: rec_to_ftp(1 * yes, yes, ~yes)))
+    ("same shape", lambda: rec_to_ftp(yes, yes, ~yes[:1])),
+    ("b (1, 2)", lambda: cosine(one, one[0])), ("cast", lambda: rec_to_ftp(1 * yes, yes, ~yes)))
 
 
 def test_the_attention_weights_are_those_that_make_the_output():

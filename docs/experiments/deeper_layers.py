@@ -12,8 +12,7 @@ from iclca_ref import gd_plus_plus_weights, lsa
 from one_gd_step import D, N, average, loss_and_gradients, tasks, train
 
 
-def after(layers, batch, eta, gamma):
-    """Context and query tokens after so many layers of GD++, which with gamma = 0 is plain GD."""
+def after(layers, batch, eta, gamma):   # context and query after GD++; with gamma = 0 plain GD
     context, query, _ = batch
     weights = gd_plus_plus_weights(np.zeros((1, D)), eta, gamma, N)
     for _ in range(layers):

@@ -1,7 +1,7 @@
 """How float32's error grows with the length of the context: Theorem 4.5 in float32 and float64.
 
-Features between 0 and 10,000, values ~ N(0, 1), 2 heads of width 16. Relative errors of the state
-b_KV, as `chunked_attention` carries it and as `attention_bias` sums it, and of the last 100 outputs.
+Features between 0 and 10,000, values ~ N(0, 1). Relative errors of the state b_KV, as it is carried
+by `chunked_attention` and summed by `attention_bias`, and of the last 100 outputs.
 
     python docs/experiments/error_by_length.py [--quick]
 """

@@ -47,9 +47,7 @@ def rec_to_ftp(icl, fine_tuned, zero_shot):
     """Rec2FTP: what share of the examples that fine-tuning corrects ICL corrects; NaN of none.
     (examples,) each, booleans: which are answered right.
     """
-    icl, fine_tuned, zero_shot = right = np.stack([icl, fine_tuned, zero_shot])
-    if right.dtype != bool:
-        raise TypeError("icl, fine_tuned and zero_shot must be booleans")
+    icl, fine_tuned, zero_shot = np.stack([icl, fine_tuned, zero_shot], dtype=bool)   # refuses ints
     corrected = fine_tuned & ~zero_shot
     return float(icl[corrected].mean()) if corrected.any() else np.nan
 
@@ -69,16 +67,14 @@ def outputs(model, tokens, length):
         np.stack(x, axis=1) for x in (written, [scores for _, scores in read]))
 
 
-def tuned(model, answer):
-    """The model after one step on W_K and W_V for the demonstration "trigger → answer"."""
+def tuned(model, answer):   # the model after one step on W_K and W_V for "trigger → answer"
     _, d, _ = loss_and_gradients(model, [TRIGGER], [answer])
     return model._replace(layers=tuple(
         w._replace(w_k=w.w_k - RATE * g.w_k, w_v=w.w_v - RATE * g.w_v)
         for w, g in zip(model.layers, d.layers)))
 
 
-def settings(model, rng, n, length):
-    """n texts, their answers (n,), and the `outputs` by setting."""
+def settings(model, rng, n, length):   # n texts, their answers (n,), the outputs by setting
     def after(context):
         return outputs(model, np.concatenate([context, prompts], axis=1), length)
 

@@ -21,8 +21,7 @@ def tasks(rng, batch):
     return tokens[:, :N], query, tokens[:, N, D]
 
 
-def predict(weights, context, query):
-    """Minus the y-part of queries (batch, n, D + 1) after the layer: (batch, n)."""
+def predict(weights, context, query):   # minus the y-part of queries after the layer: (batch, n)
     return -lsa(context, query, weights)[1][..., D]
 
 
@@ -50,8 +49,7 @@ def loss_and_gradients(A, B, layers, context, query, answer):
     return r * r, d_A, d_B
 
 
-def gradients(weights, *batch):
-    """Those of the four matrices: A = W_Qᵀ W_K and B = P W_V, used once."""
+def gradients(weights, *batch):   # of the four matrices: A = W_Qᵀ W_K and B = P W_V, used once
     w_q, w_k, w_v, p = weights
     _, d_A, d_B = loss_and_gradients(w_q.T @ w_k, p @ w_v, 1, *batch)
     return LSA(w_q=w_k @ d_A.T, w_k=w_q @ d_A, w_v=p.T @ d_B, p=d_B @ w_v.T)
@@ -66,8 +64,7 @@ def train(rng, weights, gradients, steps, batch, rate, clip=np.inf):
     return weights
 
 
-def picture(matrix):
-    """A matrix in block characters, darker for larger entries, with - in front of negative ones."""
+def picture(matrix):   # in block characters, darker for larger entries, - before negative ones
     shades = np.rint(abs(matrix) / abs(matrix).max() * 4).astype(int) * np.where(matrix < 0, -1, 1)
     return ["".join(" -"[int(s < 0)] + " ░▒▓█"[abs(s)] for s in row) for row in shades]
 

@@ -18,8 +18,7 @@ from iclca_ref import attention_bias, iclca
 from linear_transformer import Bias, block, random_transformer, run_layers
 
 
-class Folder(str):
-    """One array per shard, in files. For workers that are threads a dict does the same."""
+class Folder(str):   # one array per shard, in files; for workers that are threads a dict does it
     def __setitem__(self, shard, x):
         np.save(f"{self}/{shard}.npy", x, allow_pickle=False)
     def __getitem__(self, shard):
@@ -34,8 +33,7 @@ def one_round(streams, model, before, layer, shard, given):
                  attend=lambda q, k, v, bias, rope, _: (v, attention_bias(k, v, None, rope)))[1]
 
 
-def scan(lengths, own, start, rope):
-    """The Bias that each shard starts from, and last that of the whole context."""
+def scan(lengths, own, start, rope):   # each shard's Bias to start from, and last the whole's
     starts = [start]
     for m, b in zip(lengths, own):
         starts.append(Bias(starts[-1].turned(rope, -m).kv + b.kv, starts[-1].d + b.d))

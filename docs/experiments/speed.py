@@ -53,8 +53,7 @@ def attention(rng, n, size, repeat):
     return flops
 
 
-def forms(rng, lengths, repeat):
-    """The other forms of attention, and softmax, in units of chunked attention's time."""
+def forms(rng, lengths, repeat):   # and softmax, in units of chunked attention's time
     print("\ntime / chunked attention\n  tokens   recurrent    parallel     softmax")
     for n in lengths:
         base, *others = seconds(repeat, *(partial(getattr(lt, f"{form}_attention"), *qkv(rng, n))

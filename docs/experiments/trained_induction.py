@@ -32,8 +32,7 @@ def asked(context):   # the texts (n, m) with the question after them: (n, m + 1
     return np.concatenate([context, np.full((len(context), 1), TRIGGER)], axis=1)
 
 
-def random_model(rng, dtype=np.float32):
-    """The model before training: small logits, so that it begins with an honest guess."""
+def random_model(rng, dtype=np.float32):   # with small logits: it begins with an honest guess
     model = random_transformer(rng, VOCABULARY, 32, n_layers=2, n_heads=2, dtype=dtype)
     return model._replace(unembed=model.unembed / 10)
 

@@ -43,8 +43,7 @@ def marker(x, y, i):
     return line(f"c{i}", *zip(x + 6 * np.sin(angles), y - 6 * np.cos(angles)), shape="polygon")
 
 
-def box(x, y, w, h, *words, kind="c0", fill=0.12, rx=6):
-    """A rectangle with lines of words in its middle."""
+def box(x, y, w, h, *words, kind="c0", fill=0.12, rx=6):   # a rectangle around lines of words
     top = y + h / 2 + 17 - 11 * len(words)
     words = "".join(text(x + w / 2, top + 22 * i, a) for i, a in enumerate(words))
     return (f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h}" class="{kind}" rx="{rx}" '
@@ -245,8 +244,7 @@ CHARTS = {  # a table in docs/results.md, as for `panels`; the rest as for `char
 }
 
 
-def drawn(name, document):
-    """The file of a picture, by its name; `document` is the text of docs/results.md."""
+def drawn(name, document):   # a picture's file; document is the text of docs/results.md
     if name in PICTURES:
         (title, about), (height, pieces) = PICTURES[name].__doc__.split(": "), PICTURES[name]()
     else:
