@@ -16,10 +16,6 @@ RESULTS, NAMES = (FIGURES.parent / "results.md").read_text("utf-8"), [*draw.PICT
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
 
 
-def words(file):
-    return ["".join(word.itertext()) for word in ET.fromstring(file).findall(".//{*}text")]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_what_the_script_draws_says_what_it_shows_and_fits_a_page(name, monkeypatch):
     model, shades = trained_induction.random_model(np.random.default_rng(0)), "$^"
@@ -28,7 +24,7 @@ def test_a_picture_is_what_the_script_draws_says_what_it_shows_and_fits_a_page(n
         shades = 'fill-opacity=".*?"'
     file, committed = (re.sub(shades, "", text) for text in (
         draw.drawn(name, RESULTS), (FIGURES / f"{name}.svg").read_text("utf-8")))
-    assert NUMBER.sub("#", file) == NUMBER.sub("#", committed) and words(file) == words(committed)
+    assert NUMBER.sub("#", file) == NUMBER.sub("#", committed)
     numbers, theirs = (np.array(NUMBER.findall(text), float) for text in (file, committed))
     assert abs(numbers - theirs).max() < 0.02  # versions of NumPy differ in last digits
     root = ET.fromstring(committed)

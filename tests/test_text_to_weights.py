@@ -187,7 +187,7 @@ def test_load_refuses_what_save_has_not_written(tmp_path, changes):
     ("--load|no|--prompt|a", "No such file"), ("--n-gram|" + "9" * 30, "GB, and 2 are allowed"),
     ("--n-gram|0", "whole number, 1 or more"), ("--generate|-1", "whole number, 0 or more"),
     ("--load|a", "--load needs a --prompt: the text is gone"), ("--load|a|--save|b", "not allowed"),
-    ("", "No such file"), ("--save|", "not an ordinary"), ("file|--load|a", "answers without the text"),
+    ("", "No such file"), ("--save|", "not an ordinary"), ("file|--load|a", "answers without the"),
     ("a\0b", "null byte|null character"), ("\ud800", ""), ("--max-words|" + "9" * 5000, "invalid"),
     *((content, "text.txt is no UTF-8") for content in (
         b" \n\t", b"\xff\xfe\x00a", b"a\xe9", b"a\0b", b"a" * 1001))])

@@ -99,7 +99,7 @@ def panels(document, heading, first, names, by=None):
         for head, cell in row.items():
             name, x = (label, head[4:]) if head.startswith("m = ") else (head, label)
             if name in names:
-                x, y = (float(re.match(r"[^ %±]*", a.replace(",", ""))[0]) for a in (x, cell))
+                x, y = (float(re.match("[^ ±]*", a)[0]) for a in (x, cell))
                 curves[name][x] = y
     if not lines or not all(all(curves.values()) for curves in lines.values()):
         raise LookupError(f"under {heading} is no such table with {', '.join(names)}")
