@@ -70,8 +70,9 @@ def load(path, understand):
         try:
             file, size = zipfile.ZipFile(stream), os.fstat(stream.fileno()).st_size
             members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}
-            if (len(members) != len(file.infolist()) or file.testzip()
-                    or sum(m.file_size for m in members.values()) > size):
+            stream.seek(-12, os.SEEK_END)  # how many members there are by the file's end
+            if (len(members) != int.from_bytes(stream.read(2), "little")
+                    or sum(m.file_size for m in members.values()) > size or file.testzip()):
                 raise ValueError("it is compressed or damaged")
             arrays = {name: np.lib.format.read_array(file.open(m)) for name, m in members.items()}
             if any(a.size > size for a in arrays.values()):

@@ -19,8 +19,7 @@ from trained_induction import QUICK, SHORT, TRIGGER, random_model, texts, traine
 RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
 
-def unit(a):
-    """a / ‖a‖ over the last axis; ValueError for no vectors, or one without a direction."""
+def unit(a):   # a / ‖a‖ over the last axis; ValueError for no vectors, or one without a direction
     norm = np.linalg.norm(a.astype(np.float64), axis=-1, keepdims=True)   # no square overflows
     if not norm.size or not ((norm > 0) & (norm < np.inf)).all():
         raise ValueError(f"a {a.shape} must hold vectors, of a norm that is neither 0, inf nor NaN")
