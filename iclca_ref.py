@@ -157,11 +157,11 @@ def parallel_scan(A, B):
     arrays of their shapes. Source: Hillis and Steele 1986.
     """
     check_shapes("A:mkk B:mkv", A, B)
+    A, B = (np.array(X, np.result_type(A, B)) for X in (A, B))
     for step in (2 ** r for r in range((A.shape[-3] - 1).bit_length())):
         later, earlier = ([X[..., cut, :, :] for X in (A, B)] for cut in np.s_[step:, :-step])
-        A, B = (np.concatenate([X[..., :step, :, :], new], axis=-3)
-                for X, new in zip((A, B), compose(later, earlier)))
-    return np.array(A), np.array(B)
+        A[..., step:, :, :], B[..., step:, :, :] = compose(later, earlier)
+    return A, B
 
 
 # ---- The dual form: training as attention, attention as training --------------------------------
@@ -311,8 +311,6 @@ def alternating_tokens(x, y):
     x (n, d_in) and y (n, d_out) give (2n, d_in + d_out + 2n). Source: Prop 3, App A.5.
     """
     check_shapes("x:ni y:no", x, y)
-    if x.ndim != 2:
-        raise ValueError(f"x must be (n, d_in), one context, got {x.shape}")
     first, second = np.eye(2, dtype=x.dtype)[..., None]
     return np.hstack([np.kron(x, first), np.kron(y, second), np.eye(2 * len(x), dtype=x.dtype)])
 
@@ -389,10 +387,10 @@ def fitted_bias(attention, v, rows):
     """
     check_shapes("attention:nm v:mv rows?:r", attention, v, rows)
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)
-    if not kept.shape[-2] or (kept.sum(axis=-1) != 1).any() or (kept.sum(axis=-2) > 1).any():
-        raise ValueError(f"rows {rows.shape} must be different numbers from 0 to {v.shape[-2] - 1}")
-    if not (attention >= 0).all():
-        raise ValueError(f"attention {attention.shape} must not be negative, nor NaN")
+    each, once = (kept.sum(axis=-1) == 1).all(), (kept.sum(axis=-2) <= 1).all()
+    if not (each and once and rows.size and (attention >= 0).all()):
+        raise ValueError(f"attention {attention.shape} must be ≥ 0, rows {rows.shape} different "
+                         f"numbers from 0 to {v.shape[-2] - 1}")
     A_R, e = attention @ kept.mT, kept + 1 / kept.shape[-2]
     seen, among_kept = A_R.mT @ attention, A_R.mT @ A_R
     for _ in range(100):
@@ -420,28 +418,23 @@ def softmax_attention_with_bias(q, k, v, bias, log_features):
 
         o_i = (Σ_{j≤i} e^{q_i·k_j} v_j + φ(q_i)ᵀ b_KV) / (Σ_{j≤i} e^{q_i·k_j} + φ(q_i)ᵀ b_D)
 
-    with q·k / √d_k for q·k. Nothing overflows: feature a is one more token, of score log φ_a(q) +
-    log b_D,a and value b_KV,a / b_D,a, and softmax does the rest. Source: §5, Eq 17.
+    with q·k / √d_k for q·k. Nothing overflows: both sums are divided by their largest exponential.
+    Source: §5, Eq 17.
     """
     check_shapes("q:nk k:nk v:nv", q, k, v)
     q, k = (x / x.shape[-1] ** 0.25 for x in (q, k))
-    log_phi = log_features(q)
-    b_kv, b_d = Bias.start(log_phi, v, bias)
-    if (b_d < 0).any() or (b_kv[b_d == 0] != 0).any():
-        raise ValueError(f"b_D {b_d.shape} must be positive, or 0 where b_KV {b_kv.shape} is 0")
-    with np.errstate(divide="ignore"):   # log 0 = -inf: a feature that no token of the context has
-        of_features = log_phi + np.log(b_d)[..., None, :]
-    of_prompt = np.where(np.tri(q.shape[-2]), q @ k.mT, -np.inf)
-    values = np.concatenate([b_kv / np.where(b_d > 0, b_d, 1)[..., None], v], axis=-2)
-    return softmax(np.concatenate([of_features, of_prompt], axis=-1)) @ values
+    log_phi, scores = log_features(q), np.where(np.tri(q.shape[-2]), q @ k.mT, -np.inf)
+    if (bias.d < 0).any():
+        raise ValueError(f"b_D {bias.d.shape} must not be negative")
+    top = np.concatenate([log_phi, scores], axis=-1).max(axis=-1, keepdims=True, initial=-np.inf)
+    return similarity_attention(np.exp(scores - top), np.exp(log_phi - top), v, bias)
 
 
 def softmax_attend(q, k, v, converted=None, rope=None, normalize=True):
     """An adapter: softmax as `forward`'s `attend`; instead of a state it returns `converted`."""
     q, k = (rotate_at(x, rope, np.arange(1, np.shape(x)[-2] + 1)) for x in (q, k))
-    if converted is None:
-        return softmax_attention(q, k, v), None
-    return softmax_attention_with_bias(q, k, v, *converted), converted
+    attend = softmax_attention_with_bias if converted else softmax_attention
+    return attend(q, k, v, *(converted or ())), converted
 
 
 def iclaa(model, tokens, convert):

@@ -40,19 +40,16 @@ def check_shapes(spec, *arrays):
     Every letter is one length. Heads and batches are equal axes before them; where a name has a ?
     the first of them may be left out, and the array serves the whole batch.
     """
-    parts, lengths, batch = [part.split(":") for part in spec.split()], {}, ()
+    parts, seen = [part.split(":") for part in spec.split()], {}
     for (name, letters), a in zip(parts, arrays):
         if type(a) not in (np.ndarray, np.memmap) or a.dtype.char not in "bhilqpfdgFDGO":
             raise TypeError(f"{name.rstrip('?')} must be an array of signed integers, float32 or "
                             f"wider, or objects, got {type(a).__name__} {getattr(a, 'dtype', '')}")
-        leading = a.shape[:-len(letters)]
-        batch = leading if len(leading) > len(batch) else batch
+    batch = max((a.shape[:-len(letters)] for (_, letters), a in zip(parts, arrays)), key=len)
     for (name, letters), a in zip(parts, arrays):
         n = a.ndim - len(letters)
         fits = n >= 0 and a.shape[:n] == (batch[len(batch) - n:] if name[-1] == "?" else batch)
-        for letter, length in zip(letters, a.shape[n:]):
-            fits = fits and lengths.setdefault(letter, length) == length
-        if not fits:
+        if not fits or any(seen.setdefault(*pair) != pair[1] for pair in zip(letters, a.shape[n:])):
             got = ", ".join(f"{name.rstrip('?')} {a.shape}" for (name, _), a in zip(parts, arrays))
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
 
@@ -133,10 +130,7 @@ def rotate(x, cos, sin):
 
 def rotate_at(x, rope, positions):
     """R_i x_i for each row x_i of x (..., n, d) and its position i; x itself without `rope`."""
-    try:
-        return x if rope is None else rotate(x, *rope(positions))
-    except TypeError as error:
-        raise TypeError(f"rope must be a function of positions, partial(rope, theta=...): {error}")
+    return x if rope is None else rotate(x, *rope(positions))
 
 
 # ---- Linear attention: one function in three forms ----------------------------------------------
@@ -154,13 +148,10 @@ class Bias(NamedTuple):
     @staticmethod
     def start(k, v, bias=None):
         """What attention with keys k and values v starts from: `bias` for each text, or zeros."""
-        shape = (*k.shape[:-2], *k.shape[-1:], *v.shape[-1:])
-        zeros = Bias(np.zeros(shape, v.dtype), np.zeros(shape[:-1], k.dtype))
-        start = zeros if bias is None else bias
-        if not isinstance(start, tuple) or len(start) != 2:
-            raise TypeError(f"bias must be a Bias or None, got {type(bias).__name__}")
-        check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *start)
-        return Bias(*map(np.broadcast_to, start, (shape, shape[:-1])))
+        full = (*k.shape[:-2], *k.shape[-1:], *v.shape[-1:])
+        bias = Bias(np.zeros(full, v.dtype), np.zeros(full[:-1], k.dtype)) if bias is None else bias
+        check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *bias)
+        return Bias(*map(np.broadcast_to, bias, (full, full[:-1])))
 
     def turned(self, rope, n):
         """R_n b_KV, and b_D as it is: the state seen from n positions earlier (−n: later)."""
@@ -225,7 +216,6 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
     if not 1 <= chunk < np.inf:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     (b_kv, b_d), n, chunk = Bias.start(k, v, bias), q.shape[-2], int(chunk)
-    one = np.ones((n, 1), k.dtype)
     for i in range(0, max(n, 1), chunk):
         q_c, k_c, v_c = (x[..., i:i + chunk, :] for x in (q, k, v))
         here = np.arange(n)[i:i + chunk] + 1
@@ -234,7 +224,7 @@ def chunked_attention(q, k, v, bias=None, rope=None, normalize=True, chunk=32):
         o_c = scores @ v_c + rq @ b_kv
         if normalize:
             weights = np.tril(q_c @ k_c.mT) if rope is not None else scores
-            o_c = _divide(o_c, weights @ one[i:i + chunk] + q_c @ b_d[..., None])
+            o_c = _divide(o_c, weights @ np.ones_like(k_c[..., :1]) + q_c @ b_d[..., None])
         o = np.empty(v.shape, o_c.dtype) if i == 0 else o
         o[..., i:i + chunk, :] = o_c
         b_kv, b_d = rk.mT @ v_c + b_kv, k_c.sum(axis=-2) + b_d
@@ -304,8 +294,7 @@ def _embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens must be from 0 to {len(model.embed) - 1}, "
-                         f"got {tokens.min()} to {tokens.max()}")
+        raise IndexError(f"tokens {tokens.min()} to {tokens.max()} must be 0 to {len(model.embed) - 1}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)
@@ -369,9 +358,8 @@ def random_transformer(rng, vocab_size, d_model, n_layers, n_heads, d_ff=None, d
     def weights(fan_in, *shape):
         return rng.standard_normal(shape, dtype) / float(max(fan_in, 1)) ** 0.5
 
-    embed = weights(1, vocab_size, d_model)
-    layers = tuple(Layer(*(weights(d_model, n_heads, d_model, d_k) for _ in range(3)),
-                         weights(depth * d_model, n_heads, d_k, d_model),
-                         weights(d_model, d_model, d_ff), weights(depth * d_ff, d_ff, d_model),
-                         rope_frequencies(d_k).astype(dtype)) for _ in range(n_layers))
-    return Transformer(embed, layers, weights(d_model, d_model, vocab_size))
+    return Transformer(weights(1, vocab_size, d_model), tuple(
+        Layer(*(weights(d_model, n_heads, d_model, d_k) for _ in range(3)),
+              weights(depth * d_model, n_heads, d_k, d_model), weights(d_model, d_model, d_ff),
+              weights(depth * d_ff, d_ff, d_model), rope_frequencies(d_k).astype(dtype))
+        for _ in range(n_layers)), weights(d_model, d_model, vocab_size))

@@ -2,14 +2,9 @@
 
 Polynomials (polynomials.py) prove an identity for every value of one shape. Random fractions test
 it: the entries are drawn uniformly and independently from 2**32 integers, after the shape, the
-rotations and the options. If the identity is false at that shape (and for those rotations and
-options), an instance passes with probability at most D / 2**32, where D is the degree of what the
-code computes: of the numerator of actual - expected, as a fraction of polynomials in the entries
-(Schwartz and Zippel). For Theorem 4.5, D = 3 without a normalizer, where an output is a sum of
-q k v and q b_KV, and D = 5 with one, where it is such a sum over a sum of q k and q b_D: 3 + 2 for
-a/b - c/d. The probability is over the entries, from a generator taken to be a random one. Nothing
-is said of floats, nor of models with ReLU, which compute no polynomials: the proof for an unknown
-activation covers those.
+rotations and the options. If the identity is false there, an instance passes with probability at
+most D / 2**32, where D is the degree of the numerator of actual - expected as a fraction of
+polynomials in the entries (Schwartz and Zippel; docs/proofs.md).
 
 The entries come from a seed of 64 bits that is new in every run, also where Hypothesis' own choices
 are fixed. A failure prints it; ICLCA_SEED=... in the environment draws the same entries again.
@@ -25,8 +20,9 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import note, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from numpy.linalg import matrix_power
 
 from linear_transformer import (Bias, Layer, Transformer, elu_plus_one, identity, relu, rope,
                                 rope_frequencies)
@@ -41,11 +37,7 @@ def rngs_of(label):
 
     Hypothesis prefers small integers and repeats them; with SEED they are as random as any.
     """
-    def generator(n):
-        note(f"drawn with ICLCA_SEED={SEED}")
-        return np.random.default_rng([SEED, n, label])
-
-    return st.integers(0, 2**32 - 1).map(generator)
+    return st.integers(0, 2**32 - 1).map(lambda n: np.random.default_rng([SEED, n, label]))
 
 
 rngs, case_rngs = rngs_of(0), rngs_of(1)   # a test's own draws, and those of the cases it is given
@@ -62,14 +54,13 @@ def shapes(fast, thorough):
 # ---- Random fractions ---------------------------------------------------------------------------
 
 def fractions(a):
-    """An array, or a nested list, of numbers as an object array of Fractions."""
-    a = np.asarray(a, dtype=object)
-    return np.array([Fraction(x) for x in a.ravel()] + [None], dtype=object)[:-1].reshape(a.shape)
+    """A number as a Fraction; an array, or a nested list, of numbers as an array of Fractions."""
+    return np.frompyfunc(Fraction, 1, 1)(np.asarray(a, object))
 
 
 def uniform(rng, *shape, low=-2**31, high=2**31):
     """Fractions with values drawn uniformly from 2**32 integers."""
-    return fractions(rng.integers(low, high, shape).astype(object))
+    return fractions(rng.integers(low, high, shape))
 
 
 def rational_rope(positions, theta):
@@ -78,20 +69,41 @@ def rational_rope(positions, theta):
     A power of a Gaussian rational of modulus 1 is another one, so R_a R_b = R_{a+b} holds exactly.
     """
     def power(c, s, n):
-        z = Fraction(1), Fraction(0)
-        for _ in range(abs(n)):
-            z = z[0] * c - z[1] * s, z[0] * s + z[1] * c
-        return z if n >= 0 else (z[0], -z[1])
+        c, s = matrix_power(fractions([[c, s], [-s, c]]), abs(n))[0]
+        return (c, s) if n >= 0 else (c, -s)
 
-    turns = fractions([[power(c, s, int(n)) for c, s in theta] for n in positions])
+    turns = np.array([[power(c, s, n) for c, s in theta] for n in positions], object)
     turns = turns.reshape(len(positions), len(theta), 2)
     return turns[..., 0], turns[..., 1]
 
 
 def rotations(rng, n, of=65537):
-    """n of the rotations (cos, sin) = (1 - t², 2t) / (1 + t²), t = a / of with 0 < a < of: (n, 2)."""
+    """n of the rotations (cos, sin) = (1 - t², 2t) / (1 + t²), t = a / of, 0 < a < of: (n, 2)."""
     ts = [Fraction(int(a), of) for a in rng.integers(1, of, n)]
     return fractions([[(1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)] for t in ts]).reshape(n, 2)
+
+
+def arrays(entries, lengths, **sizes):
+    """entries(name, *shape) for each of the lengths, such as dict(x="n d", q="d"): n = 2, d = 3.
+
+    A size that is not given is 1. `variables` are such entries, and numbers(rng) are.
+    """
+    assert sizes.keys() <= {*" ".join(lengths.values()).split()}, sizes
+    return tuple(entries(name, *(sizes.get(length, 1) for length in of.split()))
+                 for name, of in lengths.items())
+
+
+def numbers(rng):
+    """Random fractions as entries that have names."""
+    return lambda _, *shape: uniform(rng, *shape)
+
+
+@st.composite
+def random_arrays(draw, lengths, **least):
+    """Arrays of random fractions. Each size is drawn, from 1 or what is given up to 3."""
+    names = dict.fromkeys(" ".join(lengths.values()).split())
+    sizes = {name: draw(st.integers(least.get(name, 1), 3)) for name in names}
+    return arrays(numbers(draw(case_rngs)), lengths, **sizes)
 
 
 class Case(NamedTuple):
@@ -145,28 +157,37 @@ def affine_norm(x):
     return 1 + x[..., ::-1]
 
 
+def transformer_of(entries, angles, depth, heads, pairs, d_ff, *how):
+    """A Transformer of entries(name, *shape) and rotations angles(name, pairs): four tokens."""
+    def layer(l):
+        shapes = dict(q=(heads, 2, 2 * pairs), k=(heads, 2, 2 * pairs), v=(heads, 2, 1),
+                      o=(heads, 1, 2), f=(2, d_ff), g=(d_ff, 2))
+        return Layer(*(entries(name + l, *shape) for name, shape in shapes.items()),
+                     angles("w" + l, pairs))
+
+    layers = tuple(map(layer, "abcde"[:depth]))
+    return Transformer(entries("x", 4, 2), layers, entries("u", 2, 2), *how)
+
+
 @st.composite
 def transformers(draw, n_layers=st.integers(1, 2), normalize=often, parallel=st.booleans(),
                  d_ff=st.integers(0, 2)):
-    """Random exact transformers: two rotated pairs, a norm, an MLP or none, four tokens."""
-    depth, heads, d_ff = draw(n_layers), draw(st.integers(1, 2)), draw(d_ff)
-    normalize = draw(normalize)
+    """Random exact transformers: two rotated pairs, a norm, an MLP or none."""
+    depth, heads = draw(n_layers), draw(st.integers(1, 2))
     # every division or square multiplies the digits; three layers are proved over polynomials
     deep, shallow = (identity, affine_norm, relu), (identity, rational_norm, relu)
     square = square_plus_one, rational_norm, square_plus_one
     phi, norm, activation = draw(st.sampled_from([shallow, square] if depth == 1 else [deep]))
     rng = draw(case_rngs)
-    d_model, d_k, d_v = 2, 4, 1
+    angles = lambda _, n: rotations(rng, n, of=257)   # their digits add up
+    return transformer_of(numbers(rng), angles, depth, heads, 2, draw(d_ff), phi, draw(normalize),
+                          norm, activation, rational_rope, draw(parallel))
 
-    def layer():
-        to_k, to_v, back = (heads, d_model, d_k), (heads, d_model, d_v), (heads, d_v, d_model)
-        shapes = to_k, to_k, to_v, back, (d_model, d_ff), (d_ff, d_model)
-        weights = (uniform(rng, *shape) for shape in shapes)
-        return Layer(*weights, rotations(rng, d_k // 2, of=257))   # their digits add up
 
-    layers = tuple(layer() for _ in range(depth))
-    return Transformer(uniform(rng, 4, d_model), layers, uniform(rng, d_model, 3), phi,
-                       normalize, norm, activation, rational_rope, draw(parallel))
+def symbolic_transformer(depth=1, heads=1, pairs=1, d_ff=1, normalize=False, parallel=False):
+    """A model of variables; its feature map, norm and activation are unknown functions."""
+    return transformer_of(variables, angles, depth, heads, pairs, d_ff, unknown("phi"), normalize,
+                          unknown("norm"), unknown("act"), symbolic_rope, parallel)
 
 
 def realistic(rng, dtype, n=200, heads=3, d_k=16, d_v=8):
@@ -178,7 +199,7 @@ def realistic(rng, dtype, n=200, heads=3, d_k=16, d_v=8):
     return q, k, v, bias, partial(rope, theta=rope_frequencies(d_k).astype(dtype))
 
 
-# ---- Polynomials: cases of variables, unknown angles, values at a point ------------------------------
+# ---- Polynomials: cases of variables, unknown angles, values at a point -------------------------
 
 def every(**sizes):
     """All combinations of the sizes, as dicts: every(m=range(3), rotated=(False, True))."""
@@ -194,29 +215,15 @@ def symbolic_case(m, n, heads=1, pairs=1, d_v=1, rotated=False, started=False, n
     return Case(q, k, v, m, start if started else None, rope, normalized)
 
 
-def symbolic_transformer(depth=1, heads=1, pairs=1, d_ff=1, normalize=False, parallel=False):
-    """A model of variables; its feature map, norm and activation are unknown functions."""
-    d_model, d_k = 2, 2 * pairs
-
-    def layer(l):
-        shapes = dict(q=(heads, d_model, d_k), k=(heads, d_model, d_k), v=(heads, d_model, 1),
-                      o=(heads, 1, d_model), f=(d_model, d_ff), g=(d_ff, d_model))
-        weights = (variables(name + "abc"[l], *shape) for name, shape in shapes.items())
-        return Layer(*weights, angles("w" + "abc"[l], pairs))
-
-    layers = tuple(map(layer, range(depth)))
-    return Transformer(variables("x", 4, d_model), layers, variables("u", d_model, 2),
-                       unknown("phi"), normalize, unknown("norm"), unknown("act"), symbolic_rope,
-                       parallel)
-
-
 def symbolic_rope(positions, theta):
     """cos nθ = (zⁿ + z⁻ⁿ)/2, sin nθ = (zⁿ - z⁻ⁿ)/2i, (n, d/2), for theta = z (d/2,)."""
     z, inverse = theta ** positions[:, None], theta ** -positions[:, None]
     return (z + inverse) / 2, (z - inverse) / (2 * i)
 
 
-PRIME = 2**64 - 59   # 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1
+# 5 more than a multiple of 8, so that 2^((PRIME − 1) / 4) is a root of −1; its PRIMEth power is one
+# modulo PRIME²
+PRIME = 2**64 - 59
 
 
 class Point(dict):
@@ -226,7 +233,7 @@ class Point(dict):
     """
 
     def __init__(self, rng, modulus=PRIME, **given):
-        super().__init__(given, i=pow(2, modulus // 4, modulus))
+        super().__init__(given, i=pow(2, PRIME // 4 * (modulus // PRIME), modulus))
         self.rng, self.modulus = rng, modulus
 
     def __missing__(self, variable):
@@ -259,17 +266,12 @@ def flat(a):
     return [y for x in a for y in flat(x)] if isinstance(a, (tuple, list)) else [np.asarray(a)]
 
 
-def is_exact(a, types=(Fraction, int)):
-    """Whether every entry is a Fraction or an int: no float has crept in, whole or not."""
-    return all(isinstance(x, types) and not isinstance(x, bool) for x in a.ravel().tolist())
-
-
 def pairs_of(actual, expected, types=(Fraction, int)):
-    """The arrays of both sides, side by side, after a check of their shapes and entries."""
+    """The arrays of both sides, side by side; their entries are Fractions and ints, no floats."""
     actual, expected = flat(actual), flat(expected)
     assert [a.shape for a in actual] == [e.shape for e in expected]
     for a in actual + expected if types else ():
-        assert is_exact(a, types), f"an entry that is none of {types}: {a}"
+        assert {*map(type, a.ravel().tolist())} <= {*types}, f"an entry that is none of {types}: {a}"
     return list(zip(actual, expected))
 
 
@@ -311,7 +313,7 @@ def assert_refuted(actual, expected, rng=None, **shape):
     entries = (xy for a, e in pairs for xy in zip(a.ravel(), e.ravel()))
     differences = [Polynomial({}) + x - y for x, y in entries if x != y]
     real = [d for d in differences if evaluate(d, point) != 0]
-    assert real, f"no difference, or in form alone (ICLCA_SEED={SEED}): {differences[:1]}"
+    assert real, f"no difference, or in form alone: {differences[:1]}"
     count(pairs, "every input", shape)
     return min(real, key=lambda d: len(d.terms))
 
@@ -340,14 +342,3 @@ def assert_close(actual, expected, ulps):
         allowed = ulps * np.finfo(a.dtype).eps * abs(e).max(initial=0)
         assert abs(a - e).max(initial=0) <= allowed
     count(pairs, pairs[0][0].dtype.name)
-
-
-def assert_within_chance(estimate, expected, allowed):
-    """A random estimate is within `allowed` of what it estimates: counted as statistics.
-
-    The test says why chance exceeds `allowed` less than once in a million runs, or fixes the seed.
-    """
-    pairs = pairs_of(estimate, expected, types=None)
-    for a, e in pairs:
-        assert (abs(a - e) <= allowed).all(), f"off by {abs(a - e).max()}, allowed {allowed}"
-    count(pairs, "statistics")

@@ -15,7 +15,7 @@ from exact import (case_rngs, every, rational_norm, square_plus_one, symbolic_ca
 from iclca_ref import attention_bias, key_value_matrix
 from linear_transformer import (Bias, chunked_attention, forward, identity, random_transformer,
                                 relu, rotate_at, softmax)
-from polynomials import Polynomial, derivative, unknown, variables
+from polynomials import derivative, unknown, variables
 from theorem import broken, theorem
 
 attend = partial(chunked_attention, chunk=2)
@@ -191,7 +191,7 @@ def models_with_directions(draw):
     heads, _, d_k = model.layers[0].w_k.shape
     bias = Bias(uniform(rng, heads, d_k, 1), uniform(rng, heads, d_k))
     trees = model, [bias] * len(model.layers)
-    return *trees, uniform(rng, 3, 3), directions(trees, partial(uniform, rng))
+    return *trees, uniform(rng, 3, 2), directions(trees, partial(uniform, rng))
 
 
 @theorem("gradients of a transformer", "the chain rule", models_with_directions())

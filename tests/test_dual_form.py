@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import (LENGTHS, a, assert_arguments_stay, batches, case, float_types, layouts,
-                       refused)
-from exact import (assert_close, assert_exactly_equal, case_rngs, every, fractions, rates, rngs,
-                   shapes, uniform)
+from arguments import a, batches, calls, case, refused, types_and_layouts
+from exact import (arrays, assert_close, assert_exactly_equal, every, fractions, random_arrays,
+                   rates, rngs, shapes, uniform)
 from iclca_ref import (attention_bias, dual_form, gd_weights, gradient_descent, icl_weight_update,
                        kernel_prediction, key_value_matrix, lin_attn, linear_bias, lsa,
                        weight_update)
@@ -20,25 +19,24 @@ from polynomials import derivative, unknown, variables
 from theorem import broken, theorem
 
 sizes = st.integers(1, 3)
+DATA = dict(W="d_out d_in", X="n d_in", Y="n d_out", x="tests d_in")
 
 
 class Regression(namedtuple("Regression", "W0 X Y x eta")):
-    """W0 (d_out, d_in), X (n, d_in), Y (n, d_out), test inputs x (tests, d_in), a learning rate."""
+    """Weights, training inputs, targets and test inputs of the shapes in DATA, a learning rate."""
 
     def trained(self, steps=1):   # W after so many steps
         return gradient_descent(self.W0, self.X, self.Y, self.eta, steps)[0]
 
 
-def regression(numbers, eta, n=1, d_in=1, d_out=1, tests=1):
-    """The Regression of numbers(name, *shape)."""
-    shapes = dict(W=(d_out, d_in), X=(n, d_in), Y=(n, d_out), x=(tests, d_in))
-    return Regression(*(numbers(name, *shape) for name, shape in shapes.items()), eta)
+def symbolic_regression(**shape):
+    return Regression(*arrays(variables, DATA, **shape), variables("eta"))
 
 
 def float_regression(rng, dtype):
     """From 20 to 100 examples, with sums that do not cancel."""
-    return regression(lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype), 1e-3,
-                      int(rng.integers(20, 101)), 5, 3, 4)
+    return Regression(*arrays(lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype), DATA,
+                              n=int(rng.integers(20, 101)), d_in=5, d_out=3, tests=4), 1e-3)
 
 
 def along(shapes, **sizes):
@@ -46,12 +44,10 @@ def along(shapes, **sizes):
     return [shape | more for shape in shapes for more in every(**sizes)]
 
 
-cases = st.builds(lambda rng, *how: regression(lambda _, *shape: uniform(rng, *shape), *how),
-                  case_rngs, rates, *[sizes] * 4)
-symbolic_regression = partial(regression, variables, variables("eta"))
+cases = st.builds(lambda data, eta: Regression(*data, eta), random_arrays(DATA), rates)
 symbols = [symbolic_regression()]
 # The smallest case: W₀ = 1, one example x = 1, y = 0, tested at x = 1, with rate 1.
-smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1)[()])
+smallest = Regression(*fractions([[[1]], [[1]], [[0]], [[1]]]), fractions(1))
 mean_squared = lambda outputs, targets: (outputs - targets) / len(targets)     # its gradient
 FEW = shapes(every(n=(1, 2), d_in=(1, 2), d_out=(1, 2)) + [dict(n=3, d_in=3, d_out=2, tests=2)],
              every(n=range(1, 4), d_in=(1, 2, 3), d_out=(1, 2, 3), tests=(1, 2)))
@@ -167,19 +163,13 @@ def with_the_kernel_of_other_features(case):
 
 # ---- Dai et al. ---------------------------------------------------------------------------------
 
-def demonstrations(numbers, m=1, n=1, d=1, d_k=1, d_v=1, step=False):
-    """Demonstrations (m, d), query tokens (n, d), w_k (d, d_k), w_v (d, d_v), a query (d_k,)."""
-    shapes = dict(c=(m, d), x=(n, d), k=(d, d_k), v=(d, d_v), q=(d_k,))
-    return tuple(numbers(name, *shape) for name, shape in shapes.items())
-
-
+# demonstrations, query tokens, w_k, w_v, a query
+DEMONSTRATIONS = dict(c="m d", x="n d", k="d d_k", v="d d_v", q="d_k")
 DAI = "Demonstrations are a weight update", "Dai et al. §3"
-symbolic = partial(demonstrations, variables)
-drawn = st.builds(lambda rng, *how: demonstrations(lambda _, *shape: uniform(rng, *shape), *how),
-                  case_rngs, *[sizes] * 5)
+symbolic = partial(arrays, variables, DEMONSTRATIONS)
 
 
-@theorem(*DAI, drawn, shapes(
+@theorem(*DAI, random_arrays(DEMONSTRATIONS), shapes(
     every(m=range(3), n=(1, 2), d=(1, 2), d_k=(1, 2)) + [dict(m=3, n=2, d=2, d_k=2, d_v=2)],
     every(m=range(4), n=range(1, 4), d=(1, 2), d_k=(1, 2), d_v=(1, 2))), symbolic)
 def relaxed_attention(context, x, w_k, w_v, q):
@@ -189,7 +179,8 @@ def relaxed_attention(context, x, w_k, w_v, q):
     return updated @ q, lin_attn(tokens @ w_v, tokens @ w_k, q)
 
 
-@theorem(*DAI, None, every(m=(1, 2), n=[1], d=[2], d_k=(1, 2), d_v=(1, 2), step=[True]), symbolic)
+@theorem(*DAI, None, every(m=(1, 2), n=[1], d=[2], d_k=(1, 2), d_v=(1, 2), step=[True]),
+         lambda step, **shape: symbolic(**shape))
 def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     """On L = −Σ_i v_i·W k_i, whose error signals are the values, from any W."""
     K, V, W = context @ w_k, context @ w_v, variables("W", w_v.shape[1], w_k.shape[1])
@@ -197,7 +188,8 @@ def the_update_is_a_step_of_rate_1(context, x, w_k, w_v, q):
     expected = W - gradient_of(-(V * (K @ W.T)).sum(), W)
     return (step, W + icl_weight_update(context, w_k, w_v), E), (expected, expected, V)
 
-@broken(relaxed_attention, "each side divided by its own Σ q·k", drawn, [symbolic()],
+@broken(relaxed_attention, "each side divided by its own Σ q·k",
+        random_arrays(DEMONSTRATIONS), [symbolic()],
         (*fractions([[[1]], [[2]], [[1]], [[1]]]), fractions([1])))
 def with_a_normalizer_the_weights_and_the_update_do_not_add(context, x, w_k, w_v, q):
     answer, attention = relaxed_attention(context, x, w_k, w_v, q)
@@ -258,28 +250,18 @@ CASES = [
     case("dual_form, one input", dual_form, "W0?:oi E:no X:ni x!:i"),
     case("dual_form, one layer", dual_form, "W0!:oi E?:no X=:ni x:ri"),
     *[case(f"gradient_descent, {n} steps", partial(gradient_descent, eta=1, steps=n),
-           "W0!:oi X!:ni Y!:no", float) for n in (0, 1, 2)],
-    case("potential", predict, "alpha!:no X!:ni x:i"), case("rows", predict, "alpha!:n X!:ni x:ri")]
-test_batches, test_types = batches(*CASES), float_types(*CASES)
+           "W0!:oi X!:hi Y!:ho", float) for n in (0, 1, 2)],
+    case("potential", predict, "alpha!:ho X!:hi x:i"), case("rows", predict, "alpha!:h X!:hi x:ri")]
+test_batches, test_types = batches(*CASES), types_and_layouts(*CASES)
 
 
 def test_each_output_of_a_potential_function_has_its_own_weights():
     K, V, q = (uniform(np.random.default_rng(n), n, 2) for n in (3, 3, 5))
     expected = np.stack([sum(v * kernel(k, x) for k, v in zip(K, V)) for x in q])
     assert_exactly_equal([predict(V, K, q), predict(V[:, 1], K, q)], [expected, expected[:, 1]])
-    for one in 0.75, fractions(0.75)[()]:     # a kernel may return whole numbers before others
+    for one in 0.75, fractions(0.75):     # a kernel may return whole numbers before others
         X = np.array([[0], [1]], type(one))
         assert kernel_prediction(X[:, 0], X, X[1], lambda x_i, _: one if x_i[0] else 0) == one
-
-
-def test_arrays_may_be_one_array_or_views_of_any_layout_and_stay_as_they_are():
-    x = np.random.default_rng(0).integers(-9, 9, (2, 4, 4))
-    assert_exactly_equal([lin_attn(x, x, x), weight_update(x, x)], [x @ (x.mT @ x), x.mT @ x])
-    for y in layouts(x):
-        assert_exactly_equal([dual_form(y, y, y, y), predict(y[0], y[0], y)],
-                             [dual_form(x, x, x, x), predict(x[0], x[0], x)])
-    for function, spec, _ in (each.values for each in CASES):
-        assert_arguments_stay(function, *(a(*map(LENGTHS.get, x.split(":")[1])) for x in spec))
 
 
 def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():
@@ -293,13 +275,6 @@ def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():
         run = gradient_descent(*map(np.ndarray.astype, data, types), 0.3, 2)
         assert_close(run[:2], expected[:2], ulps=64)
     np.testing.assert_array_equal(lin_attn(Y / 2, X, X.astype(np.float32)), X @ (X.T @ Y) / 2)
-
-
-def calls(function, names, *shapes):
-    """The function at ones of these shapes, 23 for (2, 3), and the words for its message."""
-    each = [[tuple(map(int, shape)) for shape in given.split()] for given in shapes]
-    return [("; ".join(f"{name} {s}" for name, s in zip(names.split(), given) if name != "_"),
-             partial(function, *map(np.ones, given))) for given in each]
 
 
 descend = partial(gradient_descent, eta=1.0)

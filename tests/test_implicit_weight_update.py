@@ -1,5 +1,6 @@
 """The rank-one patch: a context as a weight update for one query, and when one serves them all."""
 
+from fractions import Fraction
 from functools import partial
 from itertools import combinations
 
@@ -8,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arguments import a, assert_arguments_stay, batches, case, float_types, refused
-from exact import (angles, assert_close, case_rngs, every, fractions, rngs,
-                   rngs_of, square_plus_one, symbolic_rope, transformers, uniform)
+from arguments import a, batches, calls, case, refused, types_and_layouts
+from exact import (angles, arrays, assert_close, every, fractions, random_arrays, rngs, rngs_of,
+                   square_plus_one, symbolic_rope, transformers, uniform)
 from iclca_ref import LSA, implicit_weight_update, key_value_matrix, lsa, softmax_attend
 from linear_transformer import block, chunked_attention, forward, random_transformer, softmax
 from polynomials import unknown, variables
@@ -41,23 +42,18 @@ def mlp(z, w, b, f):
     """M(z) = f(W z + b), with any bias and any activation."""
     return f(w @ z + b)
 
-def patch_shapes(d, d_out):
-    return dict(W=(d_out, d), b=(d_out,), z=(d,), c=(d,))
-
-@st.composite
-def patches(draw, least=1):
-    """w (d_out, d), b (d_out,), z and z_in_context (d,), an activation."""
-    rng, d, d_out = draw(case_rngs), draw(st.integers(least, 4)), draw(st.integers(1, 4))
-    return *(uniform(rng, *s) for s in patch_shapes(d, d_out).values()), square_plus_one
+# w, b, z and z_in_context; with an activation
+PATCH = dict(W="d_out d", b="d_out", z="d", c="d")
+patches = lambda **least: random_arrays(PATCH, **least).map(lambda x: (*x, square_plus_one))
 
 def any_patch(d, d_out, z=any_vector):
     """The same, of variables, for every z but 0."""
-    case = {name: variables(name, *s) for name, s in patch_shapes(d, d_out).items()}
-    return *(case | {"z": z("z", d)}).values(), activation
+    w, b, _, c = arrays(variables, PATCH, d=d, d_out=d_out)
+    return w, b, z("z", d), c, activation
 
 def float_patch(rng, dtype):
-    arrays = (rng.uniform(1, 2, s).astype(dtype) for s in patch_shapes(9, 5).values())
-    return *arrays, square_plus_one
+    numbers = lambda _, *shape: rng.uniform(1, 2, shape).astype(dtype)
+    return *arrays(numbers, PATCH, d=9, d_out=5), square_plus_one
 
 
 @theorem("the rank-one patch, one query", "Dherin et al.", patches(),
@@ -144,8 +140,8 @@ def rank(w, _, z, c, f, more=0):
     two = minors(patch(w, z, c) + more, 2)
     return two, 0 * two
 
-@broken(rank, "the patches of two queries, summed", patches(least=2).filter(
-    lambda case: len(case[1]) > 1), [any_patch(2, 2, variables)])
+@broken(rank, "the patches of two queries, summed", patches(d=2, d_out=2),
+        [any_patch(2, 2, variables)])
 def sum_of_two_patches(w, b, z, c, f):
     return rank(w, b, z, c, f, patch(w, z[::-1] + 1, c))
 
@@ -162,7 +158,7 @@ def pythagoras(case, P, patch=patch):
             (w @ (c - z), 0 * b, (delta ** 2).sum() + (N ** 2).sum()))
 
 @broken(pythagoras, "another direction in the place of z",
-        st.tuples(patches(least=2), any_matrix), [(any_patch(2, 1), variables("p", 1, 2))])
+        st.tuples(patches(d=2), any_matrix), [(any_patch(2, 1), variables("p", 1, 2))])
 def in_another_direction(*case):
     """ΔW = W (z_C − z) e_1ᵀ / z_1 does the same for z."""
     return pythagoras(*case, lambda w, z, c: np.multiply.outer(
@@ -171,7 +167,7 @@ def in_another_direction(*case):
 @pytest.mark.proves("it is the smallest, in Frobenius", "Dherin et al.")
 @given(rngs)
 def test_the_patch_is_the_least_squares_solution_that_numpy_finds(rng):
-    w, _, z, c = (rng.uniform(1, 2, s) for s in patch_shapes(6, 4).values())
+    w, _, z, c, _ = float_patch(rng, float)
     least = np.linalg.lstsq(z[None], (w @ (c - z))[None], rcond=None)[0].T
     assert_close(1 + patch(w, z, c), 1 + least, ulps=1000)
 
@@ -184,20 +180,11 @@ def test_the_patch_is_the_least_squares_solution_that_numpy_finds(rng):
 ONE = "one patch serves every query", "ours; Dherin"
 
 
-def layer_shapes(m, d, d_k, d_v, d_out):
-    return dict(c=(m, d), q=(d_k, d), k=(d_k, d), v=(d_v, d), p=(d, d_v), W=(d_out, d), b=(d_out,))
-
-@st.composite
-def layers(draw):
-    """context, w_q, w_k, w_v, p, the MLP's w and b; and five queries x."""
-    rng, sizes = draw(case_rngs), [draw(st.integers(1, 3)) for _ in range(5)]
-    return tuple(uniform(rng, *s) for s in layer_shapes(*sizes).values()), uniform(rng, 5, sizes[1])
-
-def any_layer(queries=1, **shape):
-    layer = tuple(variables(name, *s) for name, s in layer_shapes(**shape).items())
-    return layer, variables("x", queries, shape["d"])
-
-smallest = any_layer(m=1, d=1, d_k=1, d_v=1, d_out=1)
+# queries; a context, w_q, w_k, w_v, p, the MLP's w and b
+LAYER = dict(x="queries d", c="m d", q="d_k d", k="d_k d", v="d_v d", p="d d_v", W="d_out d",
+             b="d_out")
+layers, any_layer = random_arrays(LAYER), partial(arrays, variables, LAYER)
+smallest = any_layer()
 
 
 def one_patch(context, w_q, w_k, w_v, p, w, b):
@@ -206,9 +193,9 @@ def one_patch(context, w_q, w_k, w_v, p, w, b):
     return w @ (w_q.T @ b_kv).T
 
 
-@theorem(*ONE, layers(), every(m=(0, 1, 2), d=(1, 2), d_k=(1, 2), d_v=(1, 2), d_out=(1, 2),
-                               queries=(2,)), any_layer)
-def every_query(layer, x):
+@theorem(*ONE, layers, every(m=(0, 1, 2), d=(1, 2), d_k=(1, 2), d_v=(1, 2), d_out=(1, 2),
+                             queries=(2,)), any_layer)
+def every_query(x, *layer):
     """M_{W+ΔW}(x) for rows x without the context  =  M_W(z_C) with it; f is any function."""
     context, *weights, w, b = layer
     f = activation if isinstance(x[0, 0], type(variables("x"))) else square_plus_one
@@ -216,7 +203,7 @@ def every_query(layer, x):
     return f(x @ (w + one_patch(*layer)).T + b), f(z_in_context @ w.T + b)
 
 @theorem(*ONE, None, every(m=(1, 2), d=(1, 2, 3), d_k=(1,), d_v=(1,), d_out=(1, 2)), any_layer)
-def along_each_query(layer, x):
+def along_each_query(x, *layer):
     """The patch of one query x  =  ΔW x xᵀ / ‖x‖²: the patches of all are parts of one matrix."""
     context, *weights, w, b = layer
     _, z_in_context = lsa(context, x, LSA(*weights))
@@ -240,18 +227,18 @@ def rank_of_the_one_patch(*layer):
     return minors(delta, m + 1), 0 * minors(delta, m + 1)
 
 
-@broken(every_query, "the query among the keys and values", layers(), [smallest],
+@broken(every_query, "the query among the keys and values", layers, [smallest],
         difference="W0_0*c0_0^2*k0_0^2*p0_0^2*q0_0^2*v0_0^2*x0_0^3")
-def with_the_query_among_the_keys(layer, x):
+def with_the_query_among_the_keys(x, *layer):
     """Every query attends to itself too: z without the context is not x any more."""
     context, *weights, w, b = layer
     _, z = lsa(x[:1], x[:1], LSA(*weights))
     _, z_in_context = lsa(np.concatenate([context, x[:1]]), x[:1], LSA(*weights))
     return z @ (w + one_patch(*layer)).T, z_in_context @ w.T
 
-@broken(every_query, "attention divided by Σ q·k", layers(), [smallest],
+@broken(every_query, "attention divided by Σ q·k", layers, [smallest],
         difference="- W0_0*c0_0*p0_0*v0_0")
-def with_a_normalizer(layer, x):
+def with_a_normalizer(x, *layer):
     """Twice the query has the same change W (z_C − z), and no matrix does that."""
     def change(x):
         context, w_q, w_k, w_v, p, w, _ = layer
@@ -269,9 +256,9 @@ def test_with_softmax_the_best_single_patch_for_many_queries_leaves_most_of_the_
         return delta.T, np.linalg.norm(change - x @ delta) / np.linalg.norm(change)
 
     rng = np.random.default_rng(0)
-    layer = *(rng.standard_normal(s) for s in layer_shapes(20, 8, 8, 8, 16).values()),
+    x, *layer = arrays(lambda _, *shape: rng.standard_normal(shape), LAYER, queries=1000, m=20, d=8,
+                       d_k=8, d_v=8, d_out=16)
     context, w_q, w_k, w_v, p, w, _ = layer
-    x = rng.standard_normal((1000, 8))
     found, left = best_patch(x, (lsa(context, x, LSA(w_q, w_k, w_v, p))[1] - x) @ w.T)
     assert_close(found, one_patch(*layer), ulps=1e4)     # least squares finds it: nothing is left
     assert left < 1e-12
@@ -282,18 +269,11 @@ def test_with_softmax_the_best_single_patch_for_many_queries_leaves_most_of_the_
 
 # ---- What the function does with its arguments --------------------------------------------------
 
-cases = [case("implicit_weight_update", lambda z, c, w: 64 * patch(w, 2.0 ** z, 2.0 ** c),
-              "z:d z_in_context:d w?:od", float)]
-test_batches, test_types = batches(*cases), float_types(*cases)
+CASE = case("patch", lambda z, c, w: patch(w, z, c), "z:d z_in_context:d w?:od", Fraction)
+test_batches, test_types = batches(CASE), types_and_layouts(CASE)
 
 test_mistakes = refused(
     *[("z·z is 0 for z (2,); multiply", lambda z=z: patch(a(3, 2).astype(z.dtype), z, z + 1))
       for z in (0 * a(2), 0 * a(2).astype(object), 1e-200 * a(2))],
-    *[(f"z {z}, z_in_context {c}, w {w}", lambda w=w, z=z, c=c: patch(a(*w), a(*z), a(*c)))
-      for w, z, c in [
-          ((3, 2), (3,), (2,)), ((3, 2), (2,), (3,)), ((3, 2), (1,), (1,)), ((2,), (2,), (2,)),
-          ((3, 2), (2,), (1,)), ((4, 3, 2), (2,), (2,)), ((3, 2), (4, 2), (2,))]])
-
-
-def test_arguments_stay_as_they_are():
-    assert_arguments_stay(patch, a(3, 2), a(2), np.arange(2.0))
+    *calls(patch, "w z z_in_context", "32 3 2", "32 2 3", "32 1 1", "2 2 2", "32 2 1", "432 2 2",
+           "32 42 2"))

@@ -9,7 +9,7 @@ makes theorem_4_5[every_input], a proof over polynomials for each shape in SHAPE
 theorem_4_5[fractions], a test on random fractions; with `floats` also [float64] and [float32]. A
 negative control breaks one assumption and returns the two sides that must then differ:
 
-    @broken(theorem_4_5, "leaving out b_D", attention_cases(...), symbolic_case(1, 1, ...), smallest)
+    @broken(theorem_4_5, "leaving out b_D", attention_cases(...), [symbolic_case(1, 1, ...)])
     def without_the_bias_of_the_normalizer(case):
         return theorem_4_5(case, lambda k, *rest: ...)
 

@@ -32,8 +32,4 @@ def learn_context(k, v, q, eta, steps): raise NotImplementedError
 
 # Other layers, other ways
 def delta_bias(k, v, beta): raise NotImplementedError
-def gated_delta_map(k, v, alpha, beta): raise NotImplementedError
-def least_squares(q, k, v, beta, ridge, G, H): raise NotImplementedError
-def serve_two(w, z, z_in_context): raise NotImplementedError
 def best_shares(attention, rows): raise NotImplementedError
-def draw_context(words, path): raise NotImplementedError

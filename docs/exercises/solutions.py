@@ -131,37 +131,13 @@ def learn_context(k, v, q, eta, steps):
     return b_kv, unseen[:, abs(unseen).sum(axis=0).argmax()]
 
 def delta_bias(k, v, beta):
-    # Token j adds β_j k_j v_jᵀ and multiplies all that was there by 1 − β_j k_j k_jᵀ.
+    # Token j adds β_j k_j v_jᵀ and multiplies all that was there by I − β_j k_j k_jᵀ. So contexts
+    # whose keys are orthogonal to each other's do not touch, and can be swapped.
     effective = np.zeros(k.shape)
     for j in range(len(k)):
         effective = effective - beta[j] * np.outer(effective @ k[j], k[j])
         effective[j] = beta[j] * k[j]
     return effective, effective.T @ v
-
-def gated_delta_map(k, v, alpha, beta):
-    # Without decay, contexts commute if all keys of one are orthogonal to all of the other.
-    A, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
-    for k_i, v_i, a, b in zip(k, v, alpha, beta):
-        step = a * (np.eye(len(k_i)) - b * np.outer(k_i, k_i))
-        A, B = step @ A, step @ B + b * np.outer(k_i, v_i)
-    return A, B
-
-def least_squares(q, k, v, beta, ridge, G, H):
-    # Contexts add to both sums, in any order; the inverse is only read, not carried on. Where
-    # H + λI is a multiple of I, as for keys with orthonormal columns, it is linear attention.
-    outputs = []
-    for q_i, k_i, v_i, b in zip(q, k, v, beta):
-        G, H = G + b * np.outer(k_i, v_i), H + b * np.outer(k_i, k_i)
-        outputs.append(q_i @ np.linalg.solve(H + ridge * np.eye(len(H)), G))
-    return np.array(outputs), G, H
-
-def serve_two(w, z, z_in_context):
-    # ΔW z_i = W (c_i − z_i) for both: two columns, rank two. Parallel z need parallel changes.
-    # The first query's patch adds W (c_1 − z_1) (z_1·z_2) / ‖z_1‖² to the second's answer. ICLCA's
-    # bias stands where every query is multiplied with it, so it need not know the query.
-    changes = w @ (z_in_context - z).T
-    patch = changes @ np.linalg.pinv(z.T)
-    return patch if np.allclose(patch @ z.T, changes) else None
 
 def best_shares(attention, rows):
     # Merging is one E of many, so its error is never less. Least squares may make b_D = E 1
@@ -171,15 +147,3 @@ def best_shares(attention, rows):
     best[:, rows] = unit
     far = np.linalg.norm(kept[:, :, None] - attention[:, None], axis=0)
     return best, unit[:, far.argmin(axis=0)]
-
-def draw_context(words, path):
-    known, pairs = sorted(set(words)), list(zip(words, words[1:]))
-    size, most = 20 * len(known), max(map(pairs.count, pairs))
-    squares = [f'<rect x="{20 * known.index(b)}" y="{20 * known.index(a)}" width="20" height="20" '
-               f'fill-opacity="{pairs.count((a, b)) / most}"/>' for a, b in set(pairs)]
-    labels = [f'<text x="{size + 4}" y="{20 * i + 14}" font-size="12">{word}</text>'
-              f'<text transform="translate({20 * i + 6} {size + 4}) rotate(90)" font-size="12">'
-              f'{word}</text>' for i, word in enumerate(known)]
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{size + 90}" '
-                   f'height="{size + 90}">{"".join(squares + labels)}</svg>')

@@ -1,28 +1,25 @@
 """The checks of docs/exercises.md: python -m pytest docs/exercises
 
 An exercise is a generator of cases that grow, (what, hint, arguments, expected). `expected` is what
-the project's modules give, a dict if the answer has several parts, or a function of these parts
-that says in words what is wrong with them, "" if nothing is. Nine digits have to be right.
+the project's modules give, or a function of the answer's parts that says in words what is wrong
+with them; what it says is "" or False if nothing is. Nine digits have to be right.
 """
 
 import copy
 import inspect
 import re
 import sys
-import tempfile
 import traceback
-import xml.etree.ElementTree
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 if __name__ == "__main__":   # here already: pytest knows where the project's modules are
-    sys.exit(pytest.main([str(Path(__file__).parent), *sys.argv[1:]]))
+    sys.exit(pytest.main([__file__, *sys.argv[1:]]))
 
-from iclca_ref import (attention_bias, context_map, gd_weights, gradient_descent, LSA, lsa,
-                       implicit_weight_update, key_value_matrix, parallel_scan)
+from iclca_ref import (attention_bias, context_map, gd_weights, gradient_descent,
+                       key_value_matrix, LSA, lsa, parallel_scan)
 from linear_transformer import Bias, recurrent_attention, rope as rope_at, rotate_at
 
 pytestmark = pytest.mark.filterwarnings("default")   # a warning does not make an answer wrong
@@ -30,52 +27,42 @@ pytestmark = pytest.mark.filterwarnings("default")   # a warning does not make a
 __tracebackhide__ = lambda error: not error.errisinstance(pytest.fail.Exception)
 
 
-def difference(found, expected, digits=9):
-    """What is wrong with an array, in words; "" if nothing is."""
-    try:
-        found, expected = (np.asarray(x, float) for x in (found, expected))
-    except (TypeError, ValueError):
-        return f"it is not an array of numbers: {found!r}"
-    close = partial(np.isclose, rtol=10.0**-digits, atol=10.0**-digits)
-    if found.shape != expected.shape:
-        turned = ": is it transposed?" if found.T.shape == expected.shape else ""
-        return f"its shape is {found.shape}, expected {expected.shape}{turned}"
-    if close(found, expected).all():
+def difference(found, expected, part="", digits=9):
+    """What is wrong with an array, a part of an answer, in words; "" if nothing is."""
+    found, expected = np.asarray(found, float), np.asarray(expected, float)
+    close = partial(np.isclose, b=expected, rtol=10.0**-digits, atol=10.0**-digits)
+    if found.shape == expected.shape and close(found).all():
         return ""
-    if found.T.shape == found.shape and close(found.T, expected).all():
-        return "it is the transpose of what is expected"
-    factor = (found * expected).sum() / ((expected**2).sum() or 1)
-    if factor and found.size > 1 and close(found, factor * expected).all():
-        return f"it is {factor:.10g} times what is expected"
-    at = tuple(map(int, np.argwhere(~close(found, expected))[0]))
-    return f"entry {list(at)} is {found[at] + 0:.10g}, expected {expected[at]:.10g}"
+    if found.T.shape == expected.shape and close(found.T).all():
+        problem = "it is the transpose of what is expected"
+    elif found.shape != expected.shape:
+        problem = f"its shape is {found.shape}, expected {expected.shape}"
+    else:
+        factor = (found * expected).sum() / ((expected**2).sum() or 1) or 1
+        at = tuple(np.argwhere(~close(found))[0].tolist())
+        problem = (f"it is {factor:.10g} times what is expected"
+                   if found.size > 1 and close(found / factor).all() else
+                   f"entry {list(at)} is {found[at] + 0:.10g}, expected {expected[at]:.10g}")
+    return f"{part}: {problem}".removeprefix(": ")
 
 
 def problem_with(found, expected):
-    """What is wrong with an answer, in words; "" if nothing is."""
-    if not callable(expected) and not isinstance(expected, dict):
-        expected = {"": expected}
-    parts = list(inspect.signature(expected).parameters if callable(expected) else expected)
-    missing = ": is a return missing?" if found is None and parts else ""
-    if len(parts) < 2:
-        found = [found] * len(parts)
-    elif not isinstance(found, (tuple, list)) or len(found) != len(parts):
-        return f"expected {len(parts)} things, {', '.join(parts)}, got {found!r}{missing}"
+    """What is wrong with an answer, in words; nothing if nothing is."""
+    judge = expected if callable(expected) else lambda found: difference(found, expected)
+    parts = list(inspect.signature(judge).parameters)
+    if found is None:
+        return "it is None: is a return missing?"
+    if parts[1:] and (not isinstance(found, (tuple, list)) or len(found) != len(parts)):
+        return f"expected {len(parts)} things, {', '.join(parts)}, got {found!r}"
     try:
-        if callable(expected):
-            problem = expected(*(np.asarray(x, float) for x in found) if parts[1:] else found)
-            return problem and problem + missing
-    except (TypeError, ValueError, IndexError, OSError, SyntaxError) as error:
-        return f"it cannot be used{missing or f': {error}'}"
-    problems = ((part, difference(x, expected[part])) for part, x in zip(parts, found))
-    return next((f"{part}: {x}".removeprefix(": ") + missing for part, x in problems if x), "")
+        return judge(*(np.asarray(x, float) for x in found)) if parts[1:] else judge(found)
+    except (TypeError, ValueError, IndexError) as error:
+        return f"it cannot be used: {error}"
 
 
 def check(name, answers):
     """Try an answer on all its cases: skip if it is not there yet, fail in words if it is wrong."""
-    answer, right = getattr(answers, name, None), []
-    if answer is None:
-        pytest.fail(f"answers.py has no function {name}", pytrace=False)
+    answer, right = getattr(answers, name), []
     draws = map(EXERCISES[name], map(np.random.default_rng, range(5)))
     for what, hint, arguments, expected in (case for cases in zip(*draws) for case in cases):
         try:
@@ -87,12 +74,12 @@ def check(name, answers):
             raise
         if problem := problem_with(found, expected):
             before = ", ".join(dict.fromkeys(x for x in right if x != what))
+            if re.search("None|used|shape|transpose|things", problem):
+                hint = ""           # the form is wrong, no more is known
+            verdict = f"{name}: {before and f'right for {before}; '}wrong for {what}. {hint}"
             given = zip(inspect.signature(answer).parameters, arguments)
-            hint = "" if re.search("used|shape|things|array", problem) else f" {hint}".rstrip()
-            pytest.fail("\n    ".join([
-                f"{name}: {before and f'right for {before}; '}wrong for {what}.{hint}\n  {problem}",
-                *(f"{x} = {getattr(a, 'tolist', lambda: a)()}" for x, a in given if not callable(a))
-            ]), pytrace=False)
+            shown = (f"    {x} = {np.asarray(a).tolist()}" for x, a in given if not callable(a))
+            pytest.fail("\n".join([verdict.rstrip(), f"  {problem}", *shown]), pytrace=False)
         right.append(what)
 
 
@@ -120,23 +107,6 @@ def run_with(fault, q, k, v, state):
         state[:] = after
     return outputs, state if fault == "keeps" and len(q) == 1 and state is not None else after
 
-def gated_delta_steps(k, v, alpha, beta):
-    """A_i = α_i (I − β_i k_i k_iᵀ) and B_i = β_i k_i v_iᵀ."""
-    scaled = (beta[:, None] * k)[:, :, None]
-    return alpha[:, None, None] * (np.eye(k.shape[1]) - scaled * k[:, None]), scaled * v[:, None]
-
-def picture(path, n):
-    """The opacities (n, n) of the squares of side 20 in an SVG file, and 0 where there is none."""
-    found = np.zeros((n, n))
-    for rect in xml.etree.ElementTree.parse(path).findall(".//{*}rect"):
-        style = dict(re.findall(r"([\w-]+)\s*:\s*([^;\s]+)", rect.get("style", "")))
-        x, y, width, height, opacity = (
-            float(style.get(name, rect.get(name, default)).rstrip("px%")) for name, default in
-            zip(("x", "y", "width", "height", "fill-opacity"), "00001"))
-        if width == height == 20:
-            found[int(y / 20), int(x / 20)] += opacity * (x % 20 == y % 20 == 0)
-    return found
-
 turn, rope = turns(1, 2)     # whole numbers stay whole
 
 
@@ -152,22 +122,21 @@ def absorb_for_one(rng):
     for x in [[2, 0], [0, 2]], [[1, 1], [1, -1]], [[1, 2, 0], [0, 1, 0], [1, 0, 1]]:
         x, context = np.array(x, float), whole(rng, 1, len(x))
         def wrong(w_1, w_2, other):
-            for_one, for_other = (
-                difference((x @ w_1).T @ (x @ w_2), x.T @ x + context.T @ context, digits)
-                for x, digits in ((x, 9), (other, 6)))
-            return (f"(x w_1)ᵀ (x w_2): {for_one}" if for_one else
-                    "" if for_other else "your weights are right for `other` too")
+            for_one, for_other = (((y @ w_1).T @ (y @ w_2), y.T @ y + context.T @ context)
+                                  for y in (x, other))
+            return (difference(*for_one, "(x w_1)ᵀ (x w_2)") or not difference(*for_other, digits=6)
+                    and "your weights are right for `other` too")
         yield f"a prompt of {len(x)} tokens", "", (x, context), wrong
 
 def same_bias(rng):
     for m, what in (1, "one token"), (3, "three tokens"):
         context = rng.choice([-3.0, -1.0, 1.0, 3.0], (m, 3))
         def wrong(found):
-            if problem := difference(np.transpose(found) @ found, context.T @ context):
-                return f"XᵀX of your context: {problem}"
-            old = np.concatenate([context, -context, 0 * context]).tolist()
-            again = any(np.allclose(x, y) for x in found for y in old)
-            return "a row of yours is 0, or plus or minus one of the context's" if again else ""
+            old = np.concatenate([context, -context, 0 * context])
+            seen = np.transpose(found) @ found
+            return (difference(seen, context.T @ context, "XᵀX of your context")
+                    or any(np.allclose(x, y) for x in found for y in old)
+                    and "a row of yours is 0, or plus or minus one of the context's")
         yield what, "", (context,), wrong
 
 def bad_denominator(rng):
@@ -187,9 +156,10 @@ def convert(rng):
             (1, 1, "one token after a start", "Is what was there turned back too, and b_D not?"),
             (3, 1, "three tokens after a start", "By how much is what was there turned back?")):
         k, v = whole(rng, m, 4), whole(rng, m, 2)
-        bias = Bias(start * whole(rng, 4, 2) + 0, start * whole(rng, 4) + 0)
-        expected = dict(zip(("b_kv", "b_d"), attention_bias(k, v, bias, rope)))
-        yield what, hint, (k, v, *bias, turn), expected
+        given = k, v, start * whole(rng, 4, 2) + 0, start * whole(rng, 4) + 0
+        kv, d = attention_bias(k, v, Bias(*given[2:]), rope)
+        yield (what, hint, (*given, turn),
+               lambda b_kv, b_d: difference(b_kv, kv, "b_kv") or difference(b_d, d, "b_d"))
 
 def forget(rng):
     for m, what in (0, "a text of one token"), (1, "a text of two tokens"), (3, "four tokens"):
@@ -211,8 +181,9 @@ def forgetful(rng):
                                  (1, 1, "one token from a state", "Then the state counts."),
                                  (2, 1, "two tokens from a state", "Then the state is dropped.")):
         given = *whole(rng, 3, n, 2), whole(rng, 2, 2) if start else None
-        expected = run_with("drops for several", *given)
-        yield what, hint, given, dict(zip(("outputs", "state"), expected))
+        right = run_with("drops for several", *given)
+        yield (what, hint, given, lambda outputs, state:
+               difference(outputs, right[0], "outputs") or difference(state, right[1], "state"))
 
 def laws_broken(rng):
     for fault, what, broken in (
@@ -221,10 +192,9 @@ def laws_broken(rng):
             ("drops", "one that always drops it", {"one", "several", "steps"}),
             ("changes in place", "one that changes the state in place", {"twice"}),
             ("keeps", "one that hands back the old state after one token", {"steps"})):
-        def wrong(found):
-            return found != broken and f"got {found or 'none'}, expected {broken or 'none'}"
-        yield (what, "Is each law tried on its own, from a fresh start?",
-               (partial(run_with, fault), *abs(whole(rng, 3, 5, 2))), wrong)
+        given = partial(run_with, fault), *abs(whole(rng, 3, 5, 2))
+        yield (what, "Is each law tried on its own, from a fresh start?", given, lambda found:
+               found != broken and f"got {found or 'none'}, expected {broken or 'none'}")
 
 def states_at_once(rng):
     for n, decays, dtype, what, hint in (
@@ -233,10 +203,10 @@ def states_at_once(rng):
         a, b = rng.choice(decays, n).astype(dtype), whole(rng, n).astype(dtype)
         states = parallel_scan(a[:, None, None], b[:, None, None])[1].ravel()
         def wrong(by_sums, by_doubling):
-            sums, doubling = (difference(x, states, 5) for x in (by_sums, by_doubling))
+            sums = difference(by_sums, states, "by_sums", 5)
             if dtype == "f4":
-                sums = "" if sums else "it is right even here: is it the two sums?"
-            return doubling and f"by_doubling: {doubling}" or sums and f"by_sums: {sums}"
+                sums = not sums and "by_sums: it is right even here: is it the two sums?"
+            return difference(by_doubling, states, "by_doubling", 5) or sums
         yield what, hint, (a, b), wrong
 
 def trained_output(rng):
@@ -251,20 +221,17 @@ def step_weights(rng):
     for n in 1, 2, 4:
         W0, context, query = whole(rng, 2, 3), whole(rng, n, 5), whole(rng, 1, 5)
         def wrong(W_Q, W_K, W_V, P):
-            if problem := difference(P, np.eye(5)):
-                return f"P must be the identity: {problem}"
-            found, right = (np.concatenate(lsa(context, query, weights)) for weights in
-                            (LSA(W_Q, W_K, W_V, P), gd_weights(W0, 0.5, n)))
-            problem = difference(found, right)
-            return problem and f"the tokens after the layer, the query last: {problem}"
+            layers = LSA(W_Q, W_K, W_V, np.eye(5)), gd_weights(W0, 0.5, n)
+            found, right = (np.concatenate(lsa(context, query, layer)) for layer in layers)
+            return (difference(P, np.eye(5), "P must be the identity")
+                    or difference(found, right, "the tokens after the layer, the query last"))
         yield f"n = {n}", "Where must η/n go, P being 1? Once or twice?", (W0, 0.5, n), wrong
 
 def equalizing_gamma(rng):
     for first, second in (1, 4), (4, 1), (1, 9), (2, 3), (0.5, 8):
         def wrong(gamma):
             one, two = (float(x * (1 - gamma * x) ** 2) for x in (first, second))
-            right = one > 0 and abs(one - two) <= 1e-9 * one
-            return "" if right else f"they become {one:.6g} and {two:.6g}"
+            return not abs(one - two) <= 1e-9 * one and f"they become {one:.6g} and {two:.6g}"
         yield f"eigenvalues {first} and {second}", "", (float(first), float(second)), wrong
 
 def train_on_bias(rng):
@@ -296,11 +263,9 @@ def virtual_context(rng):
         (q, k), (v, g), b_d = abs(whole(rng, 2, n, 4)), whole(rng, 2, n, 2), abs(whole(rng, 4))
         def loss(b_kv):
             return (g * recurrent_attention(q, k, v, Bias(b_kv, b_d), rope)[0]).sum()
-        def wrong(keys, values):
-            step = -0.5 * slopes(loss, np.zeros((4, 2)))
-            problem = difference(attention_bias(keys, values, rope=rope).kv, step)
-            return problem and f"b_KV of your tokens: {problem}"
-        yield what, hint, (q, k, b_d, g, 0.5, turn), wrong
+        step = -0.5 * slopes(loss, np.zeros((4, 2)))
+        yield (what, hint, (q, k, b_d, g, 0.5, turn), lambda keys, values:
+               difference(attention_bias(keys, values, rope=rope).kv, step, "b_KV of your tokens"))
 
 def learn_context(rng):
     for steps, what in (1, "one step"), (3, "three steps"):
@@ -308,11 +273,10 @@ def learn_context(rng):
         exact = key_value_matrix(k, v)
         learned = gradient_descent(np.zeros((2, 3)), q, q @ exact, 0.25, steps)[0].T
         def wrong(b_kv, blind):
-            if problem := difference(b_kv, learned):
-                return f"b_kv: {problem}"
-            if abs(q @ blind).max() > 1e-9 * abs(blind).max():
-                return "blind: training changes the answer to it, for a row of q sees it"
-            return "" if abs(blind @ exact).max() > 1e-6 else "blind: its answer in context is 0"
+            return (difference(b_kv, learned, "b_kv")
+                    or abs(q @ blind).max() > 1e-9 * abs(blind).max()
+                    and "blind: training changes the answer to it, for a row of q sees it"
+                    or abs(blind @ exact).max() <= 1e-6 and "blind: its answer in context is 0")
         yield what, "From 0, towards q kᵀ v, divided by n?", (k, v, q, 0.25, steps), wrong
 
 def delta_bias(rng):
@@ -321,48 +285,11 @@ def delta_bias(rng):
             (2, "two tokens", "The second token also erases part of what the first has written."),
             (4, "four tokens", "Each token erases from all that was written before it.")):
         k, v, beta = whole(rng, m, 2), whole(rng, m, 3), rng.choice([0.25, 0.5, 1], m)
+        scaled = (beta[:, None] * k)[:, :, None]
+        _, keys = context_map(np.eye(2) - scaled * k[:, None], scaled * np.eye(m)[:, None])
         for v, hint in (v, hint), (v - v, "Here v is 0: the keys may not use the values."):
-            effective, state = (context_map(*gated_delta_steps(k, values, beta**0, beta))[1]
-                                for values in (np.eye(m), v))
-            yield what, hint, (k, v, beta), dict(effective=effective.T, state=state)
-
-def gated_delta_map(rng):
-    for m, decay, what, hint in (
-            (1, [0.25, 0.5], "one token", "α decays what was there, not what is written now."),
-            (2, [0.25, 0.5], "two tokens", "Which of the two maps stands on the left?"),
-            (3, [0.25, 0.5], "three tokens", "Does every later A act on what was written before?")):
-        k, v, beta = whole(rng, m, 2), whole(rng, m, 3), rng.choice([0.25, 0.5, 1], m)
-        given = k, v, rng.choice(decay, m), beta
-        yield what, hint, given, dict(zip("AB", context_map(*gated_delta_steps(*given))))
-
-def least_squares(rng):
-    for m, n, what, hint in (
-            (0, 3, "three tokens", "Does each have sums of its own, up to and with itself?"),
-            (3, 2, "two tokens after a context", "Do both sums start from what was handed in?")):
-        q, k, v = whole(rng, m + n, 2), whole(rng, m + n, 2), whole(rng, m + n, 3)
-        beta = rng.choice([0.5, 1, 2], m + n)
-        sums = [[(beta[:i, None] * k[:i]).T @ x[:i] for x in (v, k)] for i in range(m + n + 1)]
-        o = [q[i] @ np.linalg.solve(H + 2 * np.eye(2), G) for i, (G, H) in enumerate(sums[1:])]
-        yield (what, hint, (q[m:], k[m:], v[m:], beta[m:], 2.0, *sums[m]),
-               dict(zip("oGH", (o[m:], *sums[-1]))))
-
-def serve_two(rng):
-    w, c = whole(rng, 2, 3), whole(rng, 2, 3)
-    for second, what, hint in (([1, -1, 0], "queries at right angles", "A rank of two is needed."),
-                               ([2, 1, -1], "queries at an angle", "Do two patches interfere?")):
-        z = np.array([[1.0, 1, 0], second])
-        def wrong(found):
-            if not all(difference(found, implicit_weight_update(w, z[i], c[i])) for i in (0, 1)):
-                return "this is the patch of one query alone"
-            return difference(found, w @ (c - z).T @ np.linalg.pinv(z.T))
-        yield what, hint, (w, z, c), wrong
-    z = np.array([[1.0, 1, 0], [2, 2, 0]])
-    yield ("parallel queries, z_2 = 2 z_1, whose answers are parallel too",
-           "One patch serves both: (W + ΔW) 2z = 2 (W + ΔW) z. Is zᵀz invertible here?",
-           (w, z, np.vstack([c[0], 2 * c[0]])), implicit_weight_update(w, z[0], c[0]))
-    c = np.vstack([c[0], 2 * c[0] + w[0]])             # w w_1 is not 0, so the answers part
-    yield ("parallel queries whose answers are not", "", (w, z, c),
-           lambda found: "" if found is None else f"no ΔW serves both, expected None, got {found}")
+            yield (what, hint, (k, v, beta), lambda effective, state: (
+                difference(effective, keys.T, "effective") or difference(state, keys @ v, "state")))
 
 def best_shares(rng):
     for n, m, rows, what, hint in (
@@ -372,25 +299,10 @@ def best_shares(rng):
         A, unit = rng.dirichlet(np.ones(m), n), np.eye(len(rows))
         A_R, far = A[:, rows], np.linalg.norm(A[:, rows, None] - A[:, None], axis=0)
         def wrong(best, merged):
-            same = {"the kept tokens' columns of best": (best[:, rows], unit),
-                    "A_Rᵀ A_R best, in least squares A_Rᵀ A,": (A_R.T @ A_R @ best, A_R.T @ A),
-                    "merged": (merged, unit[:, far.argmin(axis=0)])}
-            problems = ((part, difference(*sides)) for part, sides in same.items())
-            return next((f"{part}: {problem}" for part, problem in problems if problem), "")
+            return (difference(best[:, rows], unit, "the kept tokens' columns of best")
+                    or difference(A_R.T @ A_R @ best, A_R.T @ A, "A_Rᵀ A_R best, expected A_Rᵀ A")
+                    or difference(merged, unit[:, far.argmin(axis=0)], "merged"))
         yield what, hint, (A, np.array(rows)), wrong
-
-def draw_context(rng):
-    for text, hint in (("a b", "One word follows another: one square, in the row of the first."),
-                       ("c a b", "Are the words sorted?"),
-                       ("a b a b a c", "Is the opacity a share of the largest entry?"),
-                       ("the cat saw the dog and the cat ran", "")):
-        words = text.split()
-        one_hot = np.eye(len(set(words)))[[sorted(set(words)).index(word) for word in words]]
-        b_kv = key_value_matrix(one_hot[:-1], one_hot[1:])
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder, "context.svg"))
-            yield (f"“{text}”", hint, (words, path),
-                   lambda: difference(picture(path, len(b_kv)), b_kv / b_kv.max(), 2))
 
 
 EXERCISES = {name: f for name, f in list(globals().items()) if inspect.isgeneratorfunction(f)}
