@@ -9,9 +9,7 @@ for ∂L/∂o and G for ∂L/∂s' (docs/derivation.md; as sums: Katharopoulos e
 The rest is the chain rule: the forward pass is linear_transformer's own, with functions that note
 what goes in and comes out, and the backward pass takes the notes from the end. d_x is ∂L/∂x.
 """
-
 import numpy as np
-
 from linear_transformer import (Bias, Layer, chunked_attention, elu_plus_one, forward, gelu,
                                 identity, layer_norm, relu, rotate_at)
 

@@ -1,12 +1,9 @@
 """The biases of any model in a file: .npz, no pickle, whole or refused."""
-
 import os
 import re
 import tempfile
 import zipfile
-
 import numpy as np
-
 from linear_transformer import Bias
 
 
@@ -36,8 +33,7 @@ def checked(arrays, model=None):
     return biases
 
 
-def ordinary(path):
-    """The path. Raises OSError if there is a folder, a pipe, a device."""
+def ordinary(path):   # the path; OSError if there is a folder, a pipe, a device
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not an ordinary file")
     return path
@@ -52,7 +48,7 @@ def save_biases(path, biases, **more):
     own = {f"{name}_{i}": a for i, bias in enumerate(biases)
            for name, a in Bias(*bias)._asdict().items()}
     checked(arrays := {name: np.asarray(a) for name, a in dict(**own, **more).items()})
-    path = os.path.realpath(ordinary(path))
+    path = ordinary(os.path.realpath(path))
     try:
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
             np.savez(part := os.path.join(folder, "part.npz"), **arrays)

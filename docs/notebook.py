@@ -2,7 +2,6 @@
 
     python docs/notebook.py && jupyter notebook docs/derivation.ipynb
 """
-import argparse
 import json
 import re
 from pathlib import Path
@@ -20,6 +19,5 @@ def notebook(text):
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     page = Path(__file__).with_name("derivation.md")
     page.with_suffix(".ipynb").write_text(json.dumps(notebook(page.read_text("utf-8"))), "utf-8")

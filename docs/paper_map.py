@@ -4,7 +4,6 @@
 
 What to copy with a function are the names of the modules that its code uses, and what those use.
 """
-import argparse
 import dis
 import inspect
 import re
@@ -19,6 +18,7 @@ import linear_transformer
 EVERYTHING = vars(linear_transformer) | vars(iclca_ref)
 OWN = {name: value for name, value in EVERYTHING.items()
        if getattr(value, "__module__", None) in ("linear_transformer", "iclca_ref")}
+LINES = {name: inspect.getsourcelines(value)[1] for name, value in OWN.items()}
 PAGE = Path(__file__).with_name("paper_map.md")
 TABLE = "| function | copy with it |\n|---|---|\n"
 
@@ -45,26 +45,20 @@ def needs(name):
 
 
 def in_order(names):   # as the modules define them
-    return sorted(names, key=lambda n: (OWN[n].__module__ != "linear_transformer", line(n)))
-
-
-@cache
-def line(name):
-    return inspect.getsourcelines(OWN[name])[1]
+    return [name for name in OWN if name in names]
 
 
 def page(text):
     """The page with its table of functions, and each `name` of the modules linked to its line."""
     text = text.split(TABLE)[0] + TABLE
-    for name in in_order(n for n in OWN if inspect.isfunction(OWN[n]) and n[0] != "_"):
+    for name in (n for n in OWN if inspect.isfunction(OWN[n]) and n[0] != "_"):
         others, one_file = in_order(needs(name) - {"check_shapes"}), {OWN[name].__module__}
         copied = ", ".join(f"`{o}`" for o in others) if len(others) <= 3 else \
             "the file" if {OWN[o].__module__ for o in others} <= one_file else "both files"
         text += f"| `{name}` | {copied or 'nothing'} |\n"
     return re.sub(r"\[?`(\w+)`(?:\]\(\.\./\w+\.py#L\d+\))?", lambda m: m[0] if m[1] not in OWN else
-                  f"[`{m[1]}`](../{OWN[m[1]].__module__}.py#L{line(m[1])})", text)
+                  f"[`{m[1]}`](../{OWN[m[1]].__module__}.py#L{LINES[m[1]]})", text)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8", newline="\n")

@@ -5,7 +5,6 @@
 
 A linear transformer's weights are written by hand; b_KV becomes the table of what followed what.
 """
-
 import argparse
 import difflib
 import io
@@ -15,10 +14,9 @@ import signal
 import sys
 import textwrap
 import unicodedata
-
 import numpy as np
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "experiments"))
+from common import at_least, progress, told
 from biases_on_disk import checked, load, load_biases, save_biases  # noqa: F401
 from iclca_ref import iclca
 from linear_transformer import Layer, Transformer, forward, generate, identity, rope, rotate
@@ -94,7 +92,7 @@ def tokens_of(words, vocabulary):
 def read_words(path, most):
     """The first words of a file's first million characters, and what to call them."""
     how = dict(encoding="utf-8-sig", errors="surrogateescape")
-    with open(path, **how) if path else io.StringIO(TEXT) as file:
+    with io.StringIO(TEXT) if path is None else open(path, **how) as file:
         words = split_words(text := file.read(1_000_000))
     if re.search("[\0\udc80-\udcff]", text) or not 1 <= max(map(len, words[:most] or [""])) <= 1000:
         raise ValueError(f"{path} is no UTF-8 text of words, with at most 1,000 letters each")
@@ -112,8 +110,7 @@ def affordable(vocab_size, max_length, n_gram):
     return induction_transformer(vocab_size, max_length, n_gram)
 
 
-def saved(arrays):
-    """What --save wrote: the model, its biases, its words and how many it has read."""
+def saved(arrays):   # what --save wrote: the model, its biases, its words, how many it has read
     words, length = arrays["words"].tolist(), arrays["length"].item()
     known = list(dict.fromkeys(split_words(" ".join(words)))) == words
     if not known or not 1 <= length <= arrays["kv_0"].shape[1]:
@@ -130,7 +127,7 @@ def prepare(ask):
     else:
         text, name = read_words(ask.file, ask.max_words)
         words, length = list(dict.fromkeys(text)), len(text)
-        prompts = prompts or [text[i:i + ask.n_gram] for i in np.unique(np.arange(3) * length // 3)]
+        prompts = prompts or [text[i:][:ask.n_gram] for i in np.unique(np.arange(3) * length // 3)]
     text, *prompts = (tokens_of(part, words) for part in [text, *prompts])
     room = max(map(len, prompts)) + ask.generate
     if not all(prompts):
@@ -138,7 +135,7 @@ def prepare(ask):
     if ask.load is None:    # a model for the text and as many tokens more, at least 64
         model = affordable(len(words), length + max(64, room), ask.n_gram)
         if length > 500:
-            print(f"... reading {name}, {len(words):,} of them different", file=sys.stderr)
+            progress(f"... reading {name}, {len(words):,} of them different")
         biases = iclca(model, text)
     if ask.save is not None:
         save_biases(ask.save, biases, words=words, length=length)
@@ -147,8 +144,7 @@ def prepare(ask):
     return model, biases, words, text, prompts, os.path.basename(name)
 
 
-def row(label, *words):
-    """A label, and words joined as in a text, in lines of at most 79 columns."""
+def row(label, *words):   # a label, and words joined as in a text, in lines of up to 79 columns
     text = re.sub(r" ([,.;:!?)\]])", r"\1", " ".join(words))
     return textwrap.fill(text, 79, initial_indent=f"  {label:<30}", subsequent_indent=" " * 32)
 
@@ -171,8 +167,7 @@ def compared(model, biases, words, text, prompt, n):
                   "  (in context, converted)")
 
 
-def strongest_rows(table, words):
-    """Lines that read the last layer's b_KV as a table: what came after what, and how often."""
+def strongest_rows(table, words):   # b_KV as a table: what came after what, and how often
     for i in np.argsort(-table.max(axis=1), kind="stable")[:6]:
         if best := [b for b in np.argsort(-table[i], kind="stable")[:3] if table[i, b] > 0]:
             after = f'after "{words[i % len(words)]}"' + " _" * (i // len(words))
@@ -207,37 +202,28 @@ add, add_file = parser.add_argument, parser.add_mutually_exclusive_group().add_a
 add("file", nargs="?", metavar="FILE", help="a UTF-8 text; without it, a short built-in one")
 add("--prompt", action="append", metavar="TEXT", help="words to continue, all from the text; may "
     "be repeated; by default three places of the text")
-add("--generate", type=int, default=6, metavar="N", help="words to add (default 6)")
-add("--n-gram", type=int, default=2, metavar="K", help="words of history that the model compares "
-    "(default 2)")
-add("--max-words", type=int, default=1000, metavar="N", help="cut the text after so many words and "
-    "punctuation marks (default 1000)")
+add("--generate", type=at_least(0), default=6, metavar="N", help="words to add (default 6)")
+add("--n-gram", type=at_least(1), default=2, metavar="K", help="words of history that the model "
+    "compares (default 2)")
+add("--max-words", type=at_least(1), default=1000, metavar="N", help="cut the text after so many "
+    "words and punctuation marks (default 1000)")
 add_file("--save", metavar="NPZ", help="write the biases and the vocabulary to this file")
 add_file("--load", metavar="NPZ", help="answer from a file written by --save, without any text")
 
 
+@told
 def main(argv=None):
-    """The command line; returns the exit code, or exits with 2 if the arguments are wrong."""
     ask = parser.parse_args(argv)
     for wrong, message in [
             ([] in [*vars(ask).values(), *(ask.prompt or ())], "an option's value cannot be --"),
-            ("" in (ask.file, ask.save, ask.load), "a file needs a name"),
             (ask.load and ask.file, "--load answers without the text: leave FILE out"),
             (ask.load and not ask.prompt, "--load needs a --prompt: the text is gone"),
             (ask.file and ask.save and os.path.exists(ask.file) and os.path.exists(ask.save)
-             and os.path.samefile(ask.file, ask.save), "--save would overwrite FILE"),
-            (ask.generate not in range(1_000_001), "--generate must be from 0 to 1,000,000"),
-            (not all(n in range(1, 1_000_001) for n in (ask.n_gram, ask.max_words)),
-             "--n-gram and --max-words must be from 1 to 1,000,000")]:
+             and os.path.samefile(ask.file, ask.save), "--save would overwrite FILE")]:
         if wrong:
             parser.error(message)
-    try:
-        for line in demonstration(ask):
-            print(line, flush=True)
-        return 0
-    except (MemoryError, OSError, ValueError) as error:
-        print(f"text_to_weights.py: {str(error) or 'not enough memory'}", file=sys.stderr)
-        return 2
+    for line in demonstration(ask):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,7 @@ def made_in(path):
 @documents
 def test_every_code_block_runs_in_the_order_of_its_document(document, monkeypatch):
     monkeypatch.chdir(ROOT)
-    namespace = {}
-    for block in PYTHON.findall(read(document)):
-        exec(compile(block, document.name, "exec"), namespace)
+    exec(compile("\n".join(PYTHON.findall(read(document))), document.name, "exec"), {})
 
 
 def test_the_derivations_sections_run_after_the_first_alone_and_print_a_result(capsys):
@@ -62,12 +60,11 @@ def test_the_derivations_sections_run_after_the_first_alone_and_print_a_result(c
     for section in sections:
         exec(PYTHON.search(first)[1], namespace := {})
         capsys.readouterr()
-        for block in PYTHON.findall(section):
-            exec(compile(block, section.split("\n")[0], "exec"), namespace)
+        exec("\n".join(PYTHON.findall(section)), namespace)
         assert capsys.readouterr().out and "<summary>Tests" in section, section.split("\n")[0]
 
 
-def test_the_notebook_is_the_derivation_with_its_formulas_set_and_runs():
+def test_the_notebook_is_the_derivation_with_its_formulas_set():
     made = json.loads(json.dumps(notebook.notebook(read(DERIVATION))))
     assert (made["nbformat"], made["nbformat_minor"]) == (4, 5)
     text, code = ([cell["source"] for cell in made["cells"] if cell["cell_type"] == kind]
@@ -75,7 +72,6 @@ def test_the_notebook_is_the_derivation_with_its_formulas_set_and_runs():
     assert code == [block.strip() for block in PYTHON.findall(read(DERIVATION))]
     assert "\n".join(text).count("$$") == 2 * read(DERIVATION).count("```math") > 0
     assert not re.search(r"```(math|python)|\]\(#", "\n".join(text))
-    exec("\n".join(code), {})
 
 
 @documents

@@ -34,8 +34,9 @@ def told(main):                  # main, for which a file that is not sound is o
             return main(argv)
         except BrokenPipeError:
             raise
-        except (OSError, ValueError) as error:
-            progress(f"{Path(main.__code__.co_filename).name}: {error}")
+        except (MemoryError, OSError, ValueError) as error:
+            why = str(error) or "not enough memory"
+            progress(f"{Path(main.__code__.co_filename).name}: {why}")
             return 2
     return run
 

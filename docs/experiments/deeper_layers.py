@@ -1,21 +1,18 @@
 """Von Oswald et al. §3, App A.10: K linear self-attention layers as K steps of GD, and of GD++.
 
-Tasks as in one_gd_step.py (N = d = 10). For K = 1 ... 10 layers built by hand from W₀ = 0, with eta
-(and gamma) tuned on one set of tasks and the loss measured on another: the mean of (prediction −
-y)² at a new x and its standard error. GD++ also moves the inputs; the condition number is that of
-X Xᵀ as the last layer sees it, median over the tasks. At the end a recurrent layer, used twice and
-trained from random matrices by gradients written down by hand, beside two steps of each.
+Tasks and loss as in one_gd_step.py. K = 1 ... 10 layers are built by hand from W₀ = 0, with eta
+(and gamma) tuned on other tasks. GD++ also moves the inputs; the condition number is that of X Xᵀ
+as the last layer sees it, median over the tasks. At the end a trained recurrent layer, used twice.
 
     python docs/experiments/deeper_layers.py [--quick]
 """
 import numpy as np
 from common import command_line, start
 from iclca_ref import gd_plus_plus_weights, lsa
-from one_gd_step import D, N, average, descend, tasks
+from one_gd_step import D, N, average, loss_and_gradients, tasks, train
 
 
-def after(layers, batch, eta, gamma):
-    """Context and query tokens after so many layers of GD++, which with gamma = 0 is plain GD."""
+def after(layers, batch, eta, gamma):   # context and query after GD++; with gamma = 0 plain GD
     context, query, _ = batch
     weights = gd_plus_plus_weights(np.zeros((1, D)), eta, gamma, N)
     for _ in range(layers):
@@ -23,8 +20,7 @@ def after(layers, batch, eta, gamma):
     return context, query
 
 
-def losses(layers, batch, eta, gamma=0.0):
-    """(prediction − y)² of each task."""
+def losses(layers, batch, eta, gamma=0.0):   # (prediction − y)² of each task
     return (-after(layers, batch, eta, gamma)[1][:, 0, D] - batch[2]) ** 2
 
 
@@ -43,40 +39,6 @@ def tune(layers, batch, best, factor=1.5):
     return best
 
 
-def loss_and_gradients(A, B, layers, tokens, answer):
-    """(prediction − y)² of a recurrent layer, used so many times; its mean's gradients at A and B.
-
-    e_j ← e_j + B S Aᵀ e_j for all tokens (batch, N + 1, D + 1), the query last, S = Σ e_i e_iᵀ over
-    the context.
-    """
-    seen = []
-    for _ in range(layers):
-        S = tokens[:, :N].mT @ tokens[:, :N]
-        seen.append((tokens, S))
-        tokens = tokens + tokens @ A @ S @ B.T
-    r = -tokens[:, N, D] - answer
-    d_tokens, d_A, d_B = np.zeros_like(tokens), 0 * A, 0 * B
-    d_tokens[:, N, D] = -2 * r / len(r)
-    for before, S in reversed(seen):
-        d_T = d_tokens @ B                                       # with T = before A S
-        d_B += (d_tokens.mT @ before @ A @ S).sum(axis=0)
-        d_A += (before.mT @ d_T @ S).sum(axis=0)
-        d_S = (before @ A).mT @ d_T
-        d_tokens = d_tokens + d_T @ S @ A.T
-        d_tokens[:, :N] += before[:, :N] @ (d_S + d_S.mT)
-    return r * r, d_A, d_B
-
-
-def train(rng, layers, steps):
-    """From small random matrices; gradients clipped to norm 1: two layers can blow up."""
-    def gradient(weights):
-        *tokens, answer = tasks(rng, 256)
-        return np.array(loss_and_gradients(*weights, layers, np.hstack(tokens), answer)[1:])
-
-    start = 0.05 * rng.standard_normal((2, D + 1, D + 1))
-    return descend(start, gradient, steps, rate=0.005, clip=1.0)
-
-
 def main(argv=None):
     quick = command_line(__doc__, quick="K up to 3, few tasks, no training").parse_args(argv).quick
     rng = np.random.default_rng(0)
@@ -90,8 +52,10 @@ def main(argv=None):
               f"{average(losses(layers, test, *plus)):>16}{plus[0]:>7.2f}{plus[1]:>8.4f}"
               f"{np.median(np.linalg.cond(x) ** 2):>11,.0f}", flush=True)
     if not quick:
-        *tokens, answer = test
-        found = loss_and_gradients(*train(rng, 2, 6_000), 2, np.hstack(tokens), answer)[0]
+        weights = train(rng, 0.05 * rng.standard_normal((2, D + 1, D + 1)),
+                        lambda w, *batch: np.array(loss_and_gradients(*w, 2, *batch)[1:]),
+                        steps=6_000, batch=256, rate=0.005, clip=1.0)   # two layers can blow up
+        found = loss_and_gradients(*weights, 2, *test)[0]
         print(f"\nrecurrent layer, trained, used twice: {average(found)}")
 
 

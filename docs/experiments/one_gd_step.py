@@ -1,14 +1,13 @@
 """Von Oswald et al., Figure 2: one trained linear self-attention layer is one gradient step.
 
 Tasks: N = 10 examples, x ~ U(−1, 1) in 10 dimensions, y = w·x with w ~ N(0, I). The layer starts
-from small random W_Q, W_K, W_V, P and is trained with Adam, by gradients written down by hand, on
-batches of fresh tasks; the loss is the mean of (prediction − y)² at a new x. Beside it stands the
-step from W₀ = 0 with the learning rate that is best for it.
+from small random W_Q, W_K, W_V, P and is trained with Adam on fresh tasks; the loss is the mean of
+(prediction − y)² at a new x. Beside it stands the step from W₀ = 0 at the rate that is best for it.
 
-    python docs/experiments/one_gd_step.py [--quick] [--seed 0]
+    python docs/experiments/one_gd_step.py [--quick]
 """
 import numpy as np
-from common import at_least, command_line, mean_and_error, start
+from common import command_line, mean_and_error, start
 from backward import adam
 from iclca_ref import LSA, gd_weights, lsa
 N, D = 10, 10
@@ -22,92 +21,86 @@ def tasks(rng, batch):
     return tokens[:, :N], query, tokens[:, N, D]
 
 
-def predict(weights, context, query):
-    """Minus the query's y-part after the layer: (batch,)."""
-    return -lsa(context, query, weights)[1][:, 0, D]
+def predict(weights, context, query):   # minus the y-part of queries after the layer: (batch, n)
+    return -lsa(context, query, weights)[1][..., D]
 
 
-def gradients(weights, context, query, answer):
-    """The gradient of the mean of (prediction − answer)² with respect to the four matrices.
+def loss_and_gradients(A, B, layers, context, query, answer):
+    """(prediction − y)² of a recurrent layer, used so many times; its mean's gradients at A and B.
 
-    With G = Σ e_i e_iᵀ the layer adds P W_V G W_Kᵀ W_Q e_q to the query token e_q; the prediction
-    is minus the y-part. The rest is the chain rule.
+    e_j ← e_j + B S Aᵀ e_j for all tokens, S = Σ e_i e_iᵀ over the context.
     """
+    tokens, seen = np.hstack([context, query]), []
+    for _ in range(layers):
+        S = tokens[:, :N].mT @ tokens[:, :N]
+        T = tokens @ A @ S
+        seen.append((tokens, S, T))
+        tokens = tokens + T @ B.T
+    r = -tokens[:, N, D] - answer
+    d_tokens, d_A, d_B = np.zeros_like(tokens), 0 * A, 0 * B
+    d_tokens[:, N, D] = -2 * r / len(r)
+    for before, S, T in reversed(seen):
+        d_T = d_tokens @ B
+        d_B += np.tensordot(d_tokens, T, [[0, 1]] * 2)
+        d_A += np.tensordot(before, d_T @ S, [[0, 1]] * 2)
+        d_S = (before @ A).mT @ d_T
+        d_tokens = d_tokens + d_T @ S @ A.T
+        d_tokens[:, :N] += before[:, :N] @ (d_S + d_S.mT)
+    return r * r, d_A, d_B
+
+
+def gradients(weights, *batch):   # of the four matrices: A = W_Qᵀ W_K and B = P W_V, used once
     w_q, w_k, w_v, p = weights
-    e, G = query[:, 0], context.mT @ context
-    q = e @ w_q.T                              # W_Q e
-    u = q @ w_k                                # W_Kᵀ q
-    g = (G @ u[..., None])[..., 0]             # G u
-    s = g @ w_v.T                              # W_V g
-    d_o = np.outer(predict(weights, context, query) - answer, np.eye(D + 1)[D] * -2 / len(e))
-    d_s = d_o @ p
-    d_u = (G @ (d_s @ w_v)[..., None])[..., 0]
-    return LSA(w_q=(d_u @ w_k.T).T @ e, w_k=q.T @ d_u, w_v=d_s.T @ g, p=d_o.T @ s)
+    _, d_A, d_B = loss_and_gradients(w_q.T @ w_k, p @ w_v, 1, *batch)
+    return LSA(w_q=w_k @ d_A.T, w_k=w_q @ d_A, w_v=p.T @ d_B, p=d_B @ w_v.T)
 
 
-def descend(weights, gradient, steps, rate, clip=np.inf):
+def train(rng, weights, gradients, steps, batch, rate, clip=np.inf):
     """The weights after Adam, with a learning rate that falls to 0 as a quarter of a cosine."""
     moments = None
     for t in range(steps):
-        now = rate * np.cos(np.pi / 2 * t / steps)
-        weights, moments = adam(weights, gradient(weights), now, moments, (0.9, 0.99), clip)
+        now, d = rate * np.cos(np.pi / 2 * t / steps), gradients(weights, *tasks(rng, batch))
+        weights, moments = adam(weights, d, now, moments, (0.9, 0.99), clip)
     return weights
 
 
-def train(rng, steps, batch):
-    """The layer, trained from small random matrices."""
-    start = rng.normal(0, 0.1, (4, D + 1, D + 1))
-    return LSA(*descend(start, lambda w: np.array(gradients(LSA(*w), *tasks(rng, batch))), steps,
-                        rate=0.01))
-
-
-def sensitivities(weights, context):
-    """∂ prediction / ∂ x of the query: (batch, D), from D unit queries, since it is linear."""
-    units = np.broadcast_to(np.eye(D, D + 1), (len(context), D, D + 1))
-    return -lsa(context, units, weights)[1][:, :, D]
-
-
-def picture(matrix):
-    """A matrix in block characters, darker for larger entries, with - in front of negative ones."""
+def picture(matrix):   # in block characters, darker for larger entries, - before negative ones
     shades = np.rint(abs(matrix) / abs(matrix).max() * 4).astype(int) * np.where(matrix < 0, -1, 1)
     return ["".join(" -"[int(s < 0)] + " ░▒▓█"[abs(s)] for s in row) for row in shades]
 
 
-def average(x):
-    """The mean over the tasks, and its standard error."""
+def average(x):   # the mean over the tasks, and its standard error
     return "{:.4f} ± {:.1g}".format(*mean_and_error(x))
 
 
 def main(argv=None):
-    parser = command_line(__doc__, quick="300 steps instead of 5,000")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="default 0")
-    options = parser.parse_args(argv)
-    rng = np.random.default_rng(options.seed)
-    steps, batch, tests = (300, 256, 5_000) if options.quick else (5_000, 512, 50_000)
-    weights = train(rng, steps, batch)
+    quick = command_line(__doc__, quick="300 steps instead of 5,000").parse_args(argv).quick
+    steps, batch, tests = (300, 256, 5_000) if quick else (5_000, 512, 50_000)
+    rng, size = np.random.default_rng(0), (4, D + 1, D + 1)
+    weights = train(rng, LSA(*rng.normal(0, 0.1, size)), gradients, steps, batch, rate=0.01)
     context, query, answer = tasks(rng, tests)
-    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)
+    one = predict(gd_weights(np.zeros((1, D)), 1, N), context, query)[:, 0]
     eta = one @ answer / (one @ one)   # from W₀ = 0 a step's prediction is eta times that of rate 1
     step = gd_weights(np.zeros((1, D)), eta, N)
-    ours, theirs = predict(weights, context, query), predict(step, context, query)
-    s, s_step = sensitivities(weights, context), sensitivities(step, context)
+    ours, theirs = (predict(w, context, query)[:, 0] for w in (weights, step))
+    units = np.broadcast_to(np.eye(D, D + 1), (tests, D, D + 1))   # predictions are linear, so ∂/∂x
+    s, s_step = (predict(w, context, units) for w in (weights, step))
     cosines = np.vecdot(s, s_step) / np.sqrt(np.vecdot(s, s) * np.vecdot(s_step, s_step))
     loss, descended = (ours - answer) ** 2, (theirs - answer) ** 2
     # Only products are determined: the y-row of P W_V is −η/N times the targets if W_Kᵀ W_Q is 1.
     scores, values = weights.w_k.T @ weights.w_q, weights.p @ weights.w_v
     diagonal = -values[D, D] * np.diag(scores)[:D]
     print(f"{steps:,} steps of Adam, batches of {batch} fresh tasks; measured on {tests:,} tasks\n")
-    for name, figure in {
-            "loss of the trained layer": average(loss),
-            f"loss of one step, best eta = {eta:.3f}": average(descended),
-            "relative difference, %": average(100 * (loss - descended) / descended.mean()),
-            "difference of predictions": average(abs(ours - theirs)),
-            "mean |y|": average(abs(answer)), "cosine of sensitivities": average(cosines),
-            "difference of sensitivities": average(np.linalg.norm(s - s_step, axis=-1)),
-            "mean norm of sensitivities": average(np.linalg.norm(s_step, axis=-1)),
+    for name, x in {
+            "loss of the trained layer": loss, f"loss of one step, best eta = {eta:.3f}": descended,
+            "relative difference, %": 100 * (loss - descended) / descended.mean(),
+            "difference of predictions": abs(ours - theirs), "mean |y|": abs(answer),
+            "cosine of sensitivities": cosines,
+            "difference of sensitivities": np.linalg.norm(s - s_step, axis=-1),
+            "mean norm of sensitivities": np.linalg.norm(s_step, axis=-1),
             "diagonal of the products": f"{diagonal.mean():.4f}, deviation {diagonal.std():.4f}",
             "eta/N": f"{eta / N:.4f}"}.items():
-        print(f"{name:<36}{figure}")
+        print(f"{name:<36}{x if isinstance(x, str) else average(x)}")
     print("\nW_Kᵀ W_Q, trained" + " " * 11 + "and constructed")
     for rows in zip(*map(picture, (scores * np.sign(scores.trace()), step.w_k.T @ step.w_q))):
         print("|{}|    |{}|".format(*rows))

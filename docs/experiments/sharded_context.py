@@ -1,8 +1,8 @@
 """A context that no one machine holds, converted in shards: Algorithm 1 with a scan in every layer.
 
-After a context with the Bias b, a shard of m tokens that alone has b_i leaves R_{-m} b + b_i. So in
-each layer the shards work out their own Bias, an exclusive scan gives each the Bias to start from,
-and it goes through the layer. Its residual stream stays in a file that all workers reach.
+After a context with the Bias b, a shard of m tokens that alone has b_i leaves R_{-m} b + b_i. So an
+exclusive scan of the shards' own Biases gives each the one to start from, and it goes through the
+layer. Its residual stream stays in a file that all workers reach.
 
     OMP_NUM_THREADS=1 python docs/experiments/sharded_context.py [--quick] [--shards 4 2 1]
 """
@@ -18,8 +18,7 @@ from iclca_ref import attention_bias, iclca
 from linear_transformer import Bias, block, random_transformer, run_layers
 
 
-class Folder(str):
-    """One array per shard, in files. For workers that are threads a dict does the same."""
+class Folder(str):   # one array per shard, in files; for workers that are threads a dict does it
     def __setitem__(self, shard, x):
         np.save(f"{self}/{shard}.npy", x, allow_pickle=False)
     def __getitem__(self, shard):
@@ -34,8 +33,7 @@ def one_round(streams, model, before, layer, shard, given):
                  attend=lambda q, k, v, bias, rope, _: (v, attention_bias(k, v, None, rope)))[1]
 
 
-def scan(lengths, own, start, rope):
-    """The Bias that each shard starts from, and last that of the whole context."""
+def scan(lengths, own, start, rope):   # each shard's Bias to start from, and last the whole's
     starts = [start]
     for m, b in zip(lengths, own):
         starts.append(Bias(starts[-1].turned(rope, -m).kv + b.kv, starts[-1].d + b.d))
@@ -57,10 +55,9 @@ def convert(model, shards, executor, streams, biases=None):
 
 def main(argv=None):
     parser = command_line(__doc__, quick="2 shards, 1,000 tokens")
-    parser.add_argument("--tokens", type=at_least(1), default=100_000)
     parser.add_argument("--shards", type=at_least(1), nargs="+", default=[4, 2, 1])
     options = parser.parse_args(argv)
-    n, counts = (1_000, [2]) if options.quick else (options.tokens, options.shards)
+    n, counts = (1_000, [2]) if options.quick else (100_000, options.shards)
     model, found = random_transformer(np.random.default_rng(0), 1000, 64, 4, 4, dtype="f"), []
     tokens = np.random.default_rng(1).integers(0, 1000, n)
     for count in counts:    # most first: the largest worker so far is printed

@@ -1,9 +1,8 @@
 """ICLCA §5 and §6.4 in small: how well a softmax transformer's context converts, by features.
 
-Random models (4 layers, 4 heads of width 16, branches of full size so that the context matters), 64
-context and 16 prompt tokens; sharpness: the deviation of the first scores. The paper's random
-features; the context's m most attended keys kept as they are, with the others merged into the
-nearest, and with the best bias for these rows (`fitted_bias`), as 64 other tokens attend to them.
+Random models, branches of full size so that the context matters; sharpness: the deviation of the
+first scores. The paper's random features; the context's m most attended keys: kept as they are,
+with the others merged into the nearest, and with `fitted_bias`, as 64 other tokens attend to them.
 
     python docs/experiments/softmax_conversion.py [--quick]
 """

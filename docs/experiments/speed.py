@@ -1,13 +1,12 @@
 """Speed, as ratios within one run: attention in its forms, whole models, conversion, decoding.
 
-All in float32, 8 heads of width 64 unless said. Times are the best of several runs, and what is
-compared takes turns; memory is tracemalloc's peak. Ratios hold on other machines, roughly.
+All in float32, attention with 8 heads of width 64. Ratios hold on other machines, roughly.
 
     python docs/experiments/speed.py [--quick]
 """
-import time
 import tracemalloc
 from functools import partial
+from timeit import timeit
 import numpy as np
 from common import command_line, start
 import linear_transformer as lt
@@ -15,40 +14,16 @@ from iclca_ref import iclca
 HEADS, D = 8, 64
 
 
-def loop_in_place(q, k, v, chunk=32):
-    """The yardstick: normalized attention without rotation, every step written for speed."""
-    o, s, z = np.empty_like(v), np.zeros((HEADS, D, D), v.dtype), np.zeros((HEADS, D, 1), v.dtype)
-    causal = np.tri(chunk, dtype=v.dtype)
-    for i in range(0, v.shape[1], chunk):
-        q_c, k_c, v_c, o_c = (x[:, i:i + chunk] for x in (q, k, v, o))
-        scores = q_c @ k_c.mT
-        scores *= causal[:scores.shape[-1], :scores.shape[-1]]
-        np.matmul(scores, v_c, out=o_c)
-        o_c += q_c @ s
-        o_c /= q_c @ z + scores.sum(axis=-1, keepdims=True)
-        s += k_c.mT @ v_c
-        z += k_c.sum(axis=-2)[..., None]
-    return o
+def seconds(repeat, *calls):   # the shortest run of each, in turns
+    return np.min([[timeit(call, number=1) for call in calls] for _ in range(repeat)], axis=0)
 
 
-def seconds(repeat, *calls):
-    """The shortest of `repeat` runs of each call, in turns."""
-    times = np.empty((repeat, len(calls)))
-    for run, i in np.ndindex(times.shape):
-        began = time.perf_counter()
-        calls[i]()
-        times[run, i] = time.perf_counter() - began
-    return times.min(axis=0)
-
-
-def qkv(rng, n):
-    """Positive features and values (8, n, 64)."""
+def qkv(rng, n):   # positive features and values (8, n, 64)
     q, k, v = rng.standard_normal((3, HEADS, n, D), np.float32)
     return lt.elu_plus_one(q), lt.elu_plus_one(k), v
 
 
-def peak(call):
-    """The largest memory that the call holds at once, in bytes."""
+def peak(call):   # the largest memory that the call holds at once, in bytes
     tracemalloc.start()
     call()
     most = tracemalloc.get_traced_memory()[1]
@@ -57,23 +32,20 @@ def peak(call):
 
 
 def attention(rng, n, size, repeat):
-    """Chunked attention over n tokens, with its options, beside a matrix product and the loop."""
+    """Chunked attention over n tokens, with its options, beside a matrix product."""
     a, full, double = rng.standard_normal((size, size), np.float32), qkv(rng, n), qkv(rng, 2 * n)
     turn = partial(lt.rope, theta=lt.rope_frequencies(D).astype(np.float32))
     attend, chunks = partial(lt.chunked_attention, *full), (16, 32, 64, 128, 256)
-    product, once, plain, rotated, loop, twice, *by_chunk = seconds(
+    product, once, plain, rotated, twice, *by_chunk = seconds(
         repeat, lambda: a @ a, attend, partial(attend, normalize=False), partial(attend, rope=turn),
-        lambda: loop_in_place(*full), lambda: lt.chunked_attention(*double),
-        *(partial(attend, chunk=chunk) for chunk in chunks))
+        lambda: lt.chunked_attention(*double), *(partial(attend, chunk=chunk) for chunk in chunks))
     flops = 2 * size**3 / product
     print(f"matrix product, {size:,} × {size:,}: {flops / 1e9:.0f} GFLOP/s; "
           f"chunked attention, {n:,} tokens: {once * 1e3:.1f} ms\n")
     best = 8 * D * D * HEADS * n / flops           # its time at the speed of the matrix product
     for label, ratio in [
             ("share of the matrix product", best / once), ("  without normalizer", best / plain),
-            ("  with rotation", best / rotated), ("time with normalizer / without", once / plain),
-            ("time with rotation / without", rotated / once),
-            ("time / a loop in place", once / loop), ("twice the tokens, time", twice / once),
+            ("  with rotation", best / rotated), ("twice the tokens, time", twice / once),
             ("peak memory / output", peak(attend) / full[2].nbytes),
             ("  with rotation", peak(partial(attend, rope=turn)) / full[2].nbytes),
             *((f"time, chunks of {c} / default", t / once) for c, t in zip(chunks, by_chunk))]:
@@ -81,8 +53,7 @@ def attention(rng, n, size, repeat):
     return flops
 
 
-def forms(rng, lengths, repeat):
-    """The other forms of attention, and softmax, in units of chunked attention's time."""
+def forms(rng, lengths, repeat):   # and softmax, in units of chunked attention's time
     print("\ntime / chunked attention\n  tokens   recurrent    parallel     softmax")
     for n in lengths:
         base, *others = seconds(repeat, *(partial(getattr(lt, f"{form}_attention"), *qkv(rng, n))

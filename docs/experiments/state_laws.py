@@ -20,13 +20,11 @@ FAULTS = {   # what each makes of run(t, s), t (batch, n) the tokens, s the stat
 }
 
 
-def apart(found, expected):
-    """The largest difference, relative to the largest entry expected."""
+def apart(found, expected):   # the largest difference, relative to the largest entry expected
     return abs(found - expected).max() / abs(expected).max()
 
 
-def call(run, tokens, *state):
-    """run, and its outputs as an array of NumPy's (also torch's, of any type and device)."""
+def call(run, tokens, *state):   # run, and its outputs as NumPy's (also torch's, of any device)
     o, state = run(tokens, *state)
     o = np.array(o.detach().cpu().double() if hasattr(o, "cpu") else o)
     if state is None or o.shape[:2] != tuple(tokens.shape):
@@ -35,8 +33,7 @@ def call(run, tokens, *state):
     return o, state
 
 
-def read(run, tokens, *ends):
-    """The outputs for tokens (batch, n) in pieces with these ends, the state handed on."""
+def read(run, tokens, *ends):   # the outputs in pieces with these ends, the state handed on
     calls = [(None, None)]
     for piece in map(slice, (0, *ends), ends):
         calls.append(call(run, tokens[:, piece], calls[-1][1]))

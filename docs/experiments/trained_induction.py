@@ -2,9 +2,8 @@
 
 A text of random tokens holds a trigger token once; asked the trigger, the model must answer the
 token that followed it. A linear transformer of two layers and two heads (27,456 parameters) is
-trained from random weights on texts that grow from 25 to 100 tokens; at 100 from the start it stays
-at chance. Then its accuracy with the text in context, without it, and converted to biases; at
-lengths that it was not trained on; and what its heads look at. One answer in 44 is right by chance.
+trained on texts that grow from 25 to 100 tokens; at 100 from the start it stays at chance, one
+answer in 44. Then its accuracy with the text in context, without it, and converted to biases.
 
     python docs/experiments/trained_induction.py [--seeds 3] [--quick]
 """
@@ -29,24 +28,20 @@ def texts(rng, n, length):
     return tokens, place, tokens[np.arange(n), place + 1]
 
 
-def asked(context):
-    """The texts (n, m) with the question after them: (n, m + 1)."""
+def asked(context):   # the texts (n, m) with the question after them: (n, m + 1)
     return np.concatenate([context, np.full((len(context), 1), TRIGGER)], axis=1)
 
 
-def random_model(rng, dtype=np.float32):
-    """The model before training: small logits, so that it begins with an honest guess."""
+def random_model(rng, dtype=np.float32):   # with small logits: it begins with an honest guess
     model = random_transformer(rng, VOCABULARY, 32, n_layers=2, n_heads=2, dtype=dtype)
     return model._replace(unembed=model.unembed / 10)
 
 
-def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=lambda *now: None):
-    """A model that is trained from `seed`, and its biases.
+def train(seed, length, steps, rate, biases=None, constrain=lambda b: b):
+    """Adam on the loss of the answer: yields step, length of the texts, loss, model, biases.
 
-    Adam; the loss is of the answer alone. Texts grow from 25 tokens in the first fifth to `length`
-    at 70% (a shorter `length` is that of all); the rate warms up in 50 steps and falls to 5% along
-    a cosine. `biases` are trained too, if given, and `constrain`ed after each step. Each step ends
-    with watch(step, length of the texts, loss, model, biases).
+    Texts grow from 25 tokens in the first fifth to `length` at 70%; the rate warms up in 50 steps
+    and falls to 5% along a cosine. `biases` are trained too, if given, and `constrain`ed.
     """
     rng, moments = np.random.default_rng(seed), None
     model = random_model(rng)
@@ -61,20 +56,18 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b, watch=l
         d = d_model, biases and d_biases
         (model, biases), moments = adam((model, biases), d, now, moments)
         biases = biases and constrain(biases)
-        watch(step + 1, n, float(loss), model, biases)
-    return model, biases
+        yield step + 1, n, float(loss), model, biases
 
 
 @cache
 def trained(seed, length, steps, rate):
     """The model of `train`, which says on stderr how it goes; trained once in a process."""
-    def watch(step, n, loss, *_):
+    began = time.process_time()
+    for step, n, loss, model, _ in train(seed, length, steps, rate):
         if step % 100 == 0:
             progress(f"seed {seed}, step {step:>5,}, texts of {n:>3} tokens, loss {loss:7.4f}, "
                      f"{time.process_time() - began:4.0f} s")
-
-    began = time.process_time()
-    return train(seed, length, steps, rate, watch=watch)[0]
+    return model
 
 
 def last_logits(model, contexts):
@@ -92,20 +85,16 @@ def attention_weights(model, tokens):
 
     (R_i q_i)·(R_j k_j) / φ(q_i)·Σ_{l≤i} φ(k_l), 0 for j > i. Without rotations rows would sum to 1.
     """
-    found = []
-
     def attend(q, k, v, bias, rope, normalize):
+        o, _ = chunked_attention(q, k, v, bias, rope, normalize)
         rq, rk = (rotate_at(x, rope, np.arange(q.shape[-2]) + 1) for x in (q, k))
-        found.append(np.tril(rq @ rk.mT) / np.tril(q @ k.mT).sum(axis=-1, keepdims=True))
-        return chunked_attention(q, k, v, bias, rope, normalize)
-
-    forward(model, tokens, attend=attend)
-    return np.stack(found)
+        return o, np.tril(rq @ rk.mT) / np.tril(q @ k.mT).sum(axis=-1, keepdims=True)
+    return np.stack(forward(model, tokens, attend=attend)[1])
 
 
 def where_heads_look(model, rng, length, n=500):
-    """The two looks of an induction head, at the token after the trigger at the trigger (to learn
-    what it follows), and at the answer: mean weights (layers, heads), how often the largest.
+    """Prints the two looks of an induction head, from the token after the trigger at the trigger
+    (to learn what it follows), and at the answer: mean weights, how often the largest of a row.
     """
     context, place, _ = texts(rng, n, length)
     weights, text = attention_weights(model, asked(context)), np.arange(n)   # (2, n, 2, m, m)
@@ -113,12 +102,19 @@ def where_heads_look(model, rng, length, n=500):
                        ("the last trigger, at the answer", np.full(n, length), place + 1)):
         rows = weights[:, text, :, i]                                        # (n, 2, 2, m)
         largest = rows.argmax(axis=-1) == j[:, None, None]
-        yield name, rows[text, :, :, j].mean(axis=0), largest.mean(axis=0)
+        print(name)
+        for layer, head in np.ndindex(largest.shape[1:]):
+            print(f"  layer {layer + 1}, head {head + 1}{rows[text, layer, head, j].mean():>10.3f}"
+                  f"{largest[:, layer, head].mean():>8.0%}")
 
 
-def report(models, length, n):
-    """Prints the tables for models that were trained on texts of up to `length` tokens."""
-    rng = np.random.default_rng(1_000)   # no seed of the training
+def main(argv=None):
+    parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
+    parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
+    options = parser.parse_args(argv)
+    setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
+    models = [trained(seed, **setting) for seed in range(options.seeds)]
+    rng, length = np.random.default_rng(1_000), setting["length"]   # no seed of the training
     print(f"{n:,} texts of {length} tokens, vocabulary {VOCABULARY}, one column per seed\n")
     context, _, answers = texts(rng, n, length)
     right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
@@ -133,21 +129,9 @@ def report(models, length, n):
     for m in length, length * 3 // 2, length * 2:
         context, _, answers = texts(rng, min(n, 1_000), m)
         right = [last_logits(model, context).argmax(axis=-1) == answers for model in models]
-        shares = np.mean(right, axis=-1)
-        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in shares))
+        print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in np.mean(right, axis=-1)))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
-    for name, weight, largest in where_heads_look(models[0], rng, length):
-        print(name)
-        for i, j in np.ndindex(weight.shape):
-            print(f"  layer {i + 1}, head {j + 1}{weight[i, j]:>10.3f}{largest[i, j]:>8.0%}")
-
-
-def main(argv=None):
-    parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
-    parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
-    options = parser.parse_args(argv)
-    setting, n = (QUICK, 500) if options.quick else (FULL, 6_000)
-    report([trained(seed, **setting) for seed in range(options.seeds)], setting["length"], n)
+    where_heads_look(models[0], rng, length)
 
 
 if __name__ == "__main__":

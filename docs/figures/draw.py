@@ -3,14 +3,11 @@ the tables in docs/results.md: for light and dark mode, and readable without col
 
     python docs/figures/draw.py [--only NAME ...]      all: two minutes, to train a model
 """
-
 import argparse
 import re
 import sys
 from pathlib import Path
-
 import numpy as np
-
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = map(str, (HERE.parents[1], HERE.parent, HERE.parent / "experiments", HERE))
 import linear_transformer as lt
@@ -30,8 +27,7 @@ polyline{fill:none}.arrow{marker-end:url(#tip)}.sub{font-size:14px}.b{font-weigh
 .c1{color:#ffa657}.c2{color:#7ee787}.c3{color:#d2a8ff}.c4{color:#9198a1}}"""
 
 
-def text(x, y, word, kind=""):
-    """Words, with b_{KV} for an index below the line, or a number."""
+def text(x, y, word, kind=""):   # words, with b_{KV} for an index below the line, or a number
     sub = r'<tspan class="sub" dy="5">\1</tspan><tspan dy="-5">&#8203;</tspan>'
     word = word if isinstance(word, str) else f"{word + 0:g}".replace("-", "−")
     return f'<text x="{x:g}" y="{y:g}" class="{kind}">{re.sub("_{(.*?)}", sub, word)}</text>'
@@ -47,8 +43,7 @@ def marker(x, y, i):
     return line(f"c{i}", *zip(x + 6 * np.sin(angles), y - 6 * np.cos(angles)), shape="polygon")
 
 
-def box(x, y, w, h, *words, kind="c0", fill=0.12, rx=6):
-    """A rectangle with lines of words in its middle."""
+def box(x, y, w, h, *words, kind="c0", fill=0.12, rx=6):   # a rectangle around lines of words
     top = y + h / 2 + 17 - 11 * len(words)
     words = "".join(text(x + w / 2, top + 22 * i, a) for i, a in enumerate(words))
     return (f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h}" class="{kind}" rx="{rx}" '
@@ -65,9 +60,8 @@ def heat(x, y, matrix, cell, name="", frame="", dark=0.9):
 
 
 def chart(lines, title, below, marks, right=130):
-    """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel.
-
-    A line of one x is a level. Axes are logarithmic: y unless from 0, x unless at equal steps.
+    """Height and pieces of lines {panel: {name: {x: y}}}; {} in the title is a panel. A line of one
+    x is a level. Axes are logarithmic: y unless from 0, x unless at equal steps.
     """
     scale, width, pieces = np.log10 if marks[0] else np.array, (WIDTH - 25 - right) / len(lines), []
     for left, (panel, curves) in zip(75 + width * np.arange(len(lines)), lines.items()):
@@ -92,23 +86,20 @@ def chart(lines, title, below, marks, right=130):
 
 
 def panels(document, heading, first, names, by=None):
-    """Lines {panel: {name: {x: y}}} of the table under this heading whose header begins so.
-
-    The names are those of columns, x the first cell of a row; or those of rows, if the columns are
-    called m = .... `by` is the column that tells the panels apart. LookupError if one is missing.
+    """Lines {panel: {name: {x: y}}} of the table under this heading whose header begins so: names
+    of columns, x the first cell of a row; or names of rows, if the columns are called m = .... `by`
+    is the column that tells the panels apart. Gaps may end a row. LookupError if one is missing.
     """
     found = re.search(rf"^## [^\n]*{heading}(?:(?!^## ).)*?^( *{first}  .*?)(?=\n\n|\n```)",
                       document, re.M | re.S) or ["", ""]
-    header, *rows = ([*re.finditer(r"\S+(?: \S+)*", row)] for row in found[1].split("\n"))
-    heads, lines = {end: head[0] for head in header for end in head.span()}, {}
-    for row in rows:
-        row = {heads.get(cell.end(), heads.get(cell.start(), "")): cell[0] for cell in row}
+    (header, *rows), lines = (re.split("  +", row.strip()) for row in found[1].split("\n")), {}
+    for row in (dict(zip(header, row)) for row in rows):
         label = next(cell for head, cell in row.items() if head != by)
         curves = lines.setdefault(row.get(by), {name: {} for name in names})
         for head, cell in row.items():
             name, x = (label, head[4:]) if head.startswith("m = ") else (head, label)
             if name in names:
-                x, y = (float(re.match(r"[^ %±]*", a.replace(",", ""))[0]) for a in (x, cell))
+                x, y = (float(re.match("[^ ±]*", a)[0]) for a in (x, cell))
                 curves[name][x] = y
     if not lines or not all(all(curves.values()) for curves in lines.values()):
         raise LookupError(f"under {heading} is no such table with {', '.join(names)}")
@@ -117,7 +108,7 @@ def panels(document, heading, first, names, by=None):
 
 def context_to_weights():
     """A context becomes weights: the rows of b_KV at the prompt's words add up to its logits."""
-    words, prompt = list(split_words(TEXT)), ["feeds", "the"]
+    words, prompt = split_words(TEXT), ["feeds", "the"]
     names = list(dict.fromkeys(words))
     context, ask = ([names.index(word) for word in part] for part in (words, prompt))
     model = induction_transformer(len(names), len(words) + len(prompt))
@@ -202,7 +193,6 @@ def one_step():
     W1, _, _ = gradient_descent(W0, x, y, eta=1 / 3)
     tokens, asked = lsa(np.hstack([x, y]), np.hstack([ask, -ask * W0]), gd_weights(W0, 1 / 3, 3))
     pieces = [text(415, 308, "disc: target y with its residual W x − y; square: answer at x = 3")]
-
     def at(a, b):
         return left + 46 * a, 206 - 26 * b
 
@@ -254,8 +244,7 @@ CHARTS = {  # a table in docs/results.md, as for `panels`; the rest as for `char
 }
 
 
-def drawn(name, document):
-    """The file of a picture, by its name; `document` is the text of docs/results.md."""
+def drawn(name, document):   # a picture's file; document is the text of docs/results.md
     if name in PICTURES:
         (title, about), (height, pieces) = PICTURES[name].__doc__.split(": "), PICTURES[name]()
     else:
