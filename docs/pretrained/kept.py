@@ -13,7 +13,7 @@ import numpy as np
 
 from iclca_ref import iclaa, softmax_attend
 from linear_transformer import forward
-from pretrained.decoding import continuation, sampler
+from pretrained.decoding import anywhere, continuation, sampler
 from pretrained.rules import contexts, converted, own_rows
 
 SIZES, WIDER = (4, 8, 16, 32), "random features, 32 m"   # few are worth nothing
@@ -29,10 +29,10 @@ def every_token(model, context):
     return iclaa(model, context, lambda k, v: converted([own_rows(k, v)])[0])
 
 
-def self_study(model, context, rng, count=8, n=32):
+def self_study(model, context, rng, count=8, n=32, place=anywhere):
     """What the model itself writes after a context (m,): (count, n) tokens, at temperature 1."""
-    start = every_token(model, context[:-1])
-    return continuation(model, [context[-1:]] * count, n, start, sampler(rng))
+    start, last = every_token(model, context[:-1]), place(model, len(context) - 1)
+    return continuation(last, [context[-1:]] * count, n, start, sampler(rng), place)
 
 
 def apart(answer, expected):
@@ -47,14 +47,14 @@ def measure(answer, expected, targets):
     return -q[np.arange(len(targets)), targets].mean(), kl, apart(answer, expected)
 
 
-def conversions(model, context, rng, rules, seconds, sizes=SIZES, bos=1):
+def conversions(model, context, rng, rules, seconds, sizes=SIZES, bos=1, place=anywhere):
     """(name, m, biases) of a context (m,) for every rule and size; its time goes into `seconds`.
 
     The second reading leaves out BOS, which draws attention wherever it stands.
     """
     began = time.perf_counter()
-    study = self_study(model, context, rng)
-    layers = contexts(model, context, study, [t for t in context if t != bos])
+    study, again = self_study(model, context, rng, place=place), [t for t in context if t != bos]
+    layers = contexts(model, context, study, again, reader=place(model, len(context)))
     seconds["self-study and reading"].append(time.perf_counter() - began)
     for name, m in product(rules, sizes):
         began = time.perf_counter()

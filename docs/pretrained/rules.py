@@ -34,6 +34,7 @@ class Context(NamedTuple):
     v: np.ndarray          # (heads, m, d_v)
     w_o: np.ndarray        # (heads, d_v, d_model)
     attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
+    o: np.ndarray          # (heads, n, d_v): what they are given in all, by their own texts too
     weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
     plans: dict            # what `least_squares` has found out for all m
 
@@ -49,7 +50,7 @@ def caches(model, tokens):
 
 
 def looks(model, cached, tokens):
-    """How tokens (b, n) after a context look at it: (heads, b n, m), and their weight, by layer."""
+    """By layer: how tokens (b, n) after a context look at it (heads, b n, m), o, their weight."""
     x, found = model.embed[tokens], []
     for layer, (_, k, v) in zip(model.layers, cached):
         def attend(q, k_x, v_x, _, rope, normalize):
@@ -57,18 +58,19 @@ def looks(model, cached, tokens):
             q, k_x = (rotate_at(y, rope, np.arange(n) + 1) for y in (q, k_x))
             own = np.where(np.tri(n), q @ k_x.mT, -np.inf)
             p = softmax(np.concatenate([q @ k.mT, own], axis=-1) / k.shape[-1] ** 0.5)
-            return p[..., :m] @ v + p[..., m:] @ v_x, p[..., :m]
+            o = p[..., :m] @ v + p[..., m:] @ v_x
+            return o, (p[..., :m], o)
 
         weight = ((x * x).sum(axis=-1) * x[..., 0].size).reshape(-1, 1) ** -0.5
-        x, attention = block(x, layer, model, None, attend)
-        found.append((np.concatenate([*attention], axis=-2), weight))
+        x, seen = block(x, layer, model, None, attend)
+        found.append((*(np.concatenate([*y], axis=-2) for y in seen), weight))
     return found
 
 
 def contexts(model, tokens, *after, reader=None):
     """A Context for each layer; `after` are batches of tokens (n,) or (b, n) that may come next.
 
-    `reader` is the model that reads those, where the place in a text changes it (GPT-2).
+    `reader` reads those, the model if None: GPT-2 is another one at another place in a text.
     """
     cached = caches(model, tokens)
     seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
@@ -112,6 +114,17 @@ def planned(c, share):
     return c.plans[share]
 
 
+def with_best_values(bias, A, v, o, rows):
+    """A bias of r rows with the best values, given its weights, for n queries with outputs o.
+
+    (1 + e_D) (ô − o) = e_N − o e_D, where e_D = A_R b_D − A 1 and e_N = A_R b_KV − A v: so b_KV is
+    least squares, min ‖A_R b_KV − (A v + o e_D)‖. A (n, m), v (m, d_v), o (n, d_v), rows (r,).
+    """
+    A_R = A[:, rows]
+    left = A @ v + o * (A_R @ bias.d - A.sum(axis=-1))[:, None] - A_R @ bias.kv
+    return bias._replace(kv=bias.kv + np.linalg.lstsq(A_R, left, rcond=0.01)[0])
+
+
 def least_squares(layers, m, share=1):
     """The rule above: m rows for a head, or for each `share` heads, if those have the same keys."""
     plans, tokens, made = [planned(c, share) for c in layers], layers[0].k.shape[-2], []
@@ -120,12 +133,14 @@ def least_squares(layers, m, share=1):
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
     for c, (A, order, _), budget in zip(layers, plans, budgets):
+        o = c.o.reshape(*A.shape[:2], -1)
         z, kv = (np.zeros_like(x[:, :budget.max()]) for x in (c.k, c.v))
         d = 0 * kv[..., 0]    # rows beyond a head's own budget weigh 0
         for i, rows in enumerate(rows[:n] for rows, n in zip(order, budget)):
             here = np.s_[i * share:(i + 1) * share, :len(rows)]
             z[here] = c.k[i * share, rows] / c.k.shape[-1] ** 0.25
-            kv[here], d[here] = fitted_bias(A[i], c.v[i * share], rows)
+            v = c.v[i * share].astype(float)
+            kv[here], d[here] = with_best_values(fitted_bias(A[i], v, rows), A[i], v, o[i], rows)
         made.append((z, Bias(kv, d)))
     return made
 
