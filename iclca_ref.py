@@ -387,8 +387,7 @@ def fitted_bias(attention, v, rows):
     check_shapes("attention:nm v:mv rows?:r", attention, v, rows)
     kept = (rows[..., :, None] == np.arange(v.shape[-2])).astype(v.dtype)
     if not (rows.size and (attention >= 0).all() and (kept @ kept.mT == np.eye(len(rows.T))).all()):
-        raise ValueError(f"attention {attention.shape} must be ≥ 0, rows {rows.shape} different "
-                         f"numbers from 0 to {v.shape[-2] - 1}")
+        raise ValueError(f"need attention {attention.shape} ≥ 0, different rows {rows.shape} of v")
     A_R, e = attention @ kept.mT, kept + 1 / kept.shape[-2]
     seen, among_kept = A_R.mT @ attention, A_R.mT @ A_R
     for _ in range(100):

@@ -49,7 +49,7 @@ def check_shapes(spec, *arrays):
     for (name, letters), a in zip(parts, arrays):
         n = a.ndim - len(letters)
         fits = n >= 0 and a.shape[:n] == (batch[len(batch) - n:] if name[-1] == "?" else batch)
-        if not fits or any(seen.setdefault(*pair) != pair[1] for pair in zip(letters, a.shape[n:])):
+        if not fits or tuple(map(seen.setdefault, letters, a.shape[n:])) != a.shape[n:]:
             got = ", ".join(f"{name.rstrip('?')} {a.shape}" for (name, _), a in zip(parts, arrays))
             raise ValueError(f"shapes must be {spec} after equal leading axes, got {got}")
 
@@ -276,15 +276,16 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
     of attention, `bias` its start; returns x after the layer and the state. All but `attend` acts
     on each token alone: a context reaches later ones through the Bias only (Def 3.4, §4.5, App D).
     """
-    check_shapes("x:nd w_q?:hdk w_k?:hdk w_v?:hdv w_o?:hvd", x, *layer[:4])
-    check_shapes("x:nd w_1?:df w_2?:gd", x.reshape(-1, x.shape[-1]), layer.w_1, layer.w_2)
-    h = model.norm(x)[..., None, :, :]   # the same for all heads
-    q, k, v = model.phi(h @ layer.w_q), model.phi(h @ layer.w_k), h @ layer.w_v
-    o, bias = attend(q, k, v, bias, partial(model.rope, theta=layer.theta), model.normalize)
-    attended = x + (o @ layer.w_o).sum(axis=-3)
-    rows = (h if model.parallel else model.norm(attended)).reshape(-1, x.shape[-1])   # of all texts
-    mlp = model.activation(rows @ layer.w_1) @ layer.w_2
-    return attended + mlp.reshape(x.shape), bias
+    h = model.norm(x).reshape(-1, x.shape[-1])   # the rows of all texts: one large product
+    check_shapes("x:nd w_q:hdk w_k:hdk w_v:hdv w_o:hvd w_1:df w_2:gd", h, *layer[:6])
+    heads_inside = (*range(1, x.ndim - 1), 0, -2, -1)
+    q, k, v = ((h @ w).reshape(len(w), *x.shape[:-1], w.shape[-1]).transpose(heads_inside)
+               for w in layer[:3])
+    o, bias = attend(model.phi(q), model.phi(k), v, bias, partial(model.rope, theta=layer.theta),
+                     model.normalize)
+    attended = x + np.tensordot(o, layer.w_o, ((-3, -1), (0, 1)))   # the sum over the heads
+    h = h if model.parallel else model.norm(attended).reshape(h.shape)
+    return attended + (model.activation(h @ layer.w_1) @ layer.w_2).reshape(x.shape), bias
 
 
 def _embed_tokens(model, tokens, biases=None):
@@ -293,7 +294,7 @@ def _embed_tokens(model, tokens, biases=None):
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
     if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
-        raise IndexError(f"tokens must be < {len(model.embed)}, ≥ 0: {tokens.min()} to {tokens.max()}")
+        raise IndexError(f"need 0 ≤ tokens < {len(model.embed)}: {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")
     biases = [None] * len(model.layers) if biases is None else list(biases)

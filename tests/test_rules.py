@@ -29,7 +29,7 @@ CONTEXT, REST = TEXT[:M], TEXT[M:]
 
 
 def looked(model=MODEL, after=((3, 4, 5, 6), CONTEXT)):
-    return contexts(model, CONTEXT, *map(np.array, after))
+    return contexts(model, CONTEXT, *enumerate(map(np.array, after), 1))
 
 
 def error(biases, model=MODEL):
@@ -45,16 +45,16 @@ def test_the_attention_that_a_context_gets_is_the_attention_in_the_whole_text():
 
     noting = MODEL._replace(norm=lambda x: streams.append(x[M:]) or MODEL.norm(x))
     forward(noting, TEXT, attend=attend)
-    for i, c in enumerate(contexts(MODEL, CONTEXT, REST)):
+    for i, c in enumerate(contexts(MODEL, CONTEXT, (3, REST))):
         np.testing.assert_allclose(c.attention, seen[i][:, M:, :M], atol=1e-12)
-        weight = 1 / np.linalg.norm(streams[2 * i], axis=-1, keepdims=True) / len(REST) ** 0.5
+        weight = (3 / len(REST)) ** 0.5 / np.linalg.norm(streams[2 * i], axis=-1, keepdims=True)
         np.testing.assert_allclose(c.weight, weight)
 
 
-def test_several_batches_are_read_each_by_itself_and_count_alike():
+def test_several_batches_are_read_each_by_itself_and_count_by_their_shares():
     one, two = looked(after=[(3, 4)])[1], looked(after=[[(7, 8), (3, 4)], (3, 4)])[1]
     np.testing.assert_allclose(two.attention[:, 2:], np.tile(one.attention, (2, 1)), atol=1e-12)
-    np.testing.assert_allclose(two.weight[2:], [*one.weight / 2**0.5, *one.weight])
+    np.testing.assert_allclose(two.weight[2:], [*one.weight / 2**0.5, *2**0.5 * one.weight])
 
 
 def test_every_rule_that_keeps_all_tokens_is_exact_and_the_same_rule_with_fewer_is_not():

@@ -325,7 +325,7 @@ test_mistakes = refused(
            "215 254 254", "22 33 23"),
     ("normalizer; 0", lambda: similarity_attention(0 * a(2, 2), a(2, 3), a(2, 3), None)),
     *[("attention (2, 5, 4)", fitted([0], x * a(2, 5, 4))) for x in (-1, np.nan)],
-    *[("rows; 0 to 3", fitted(rows)) for rows in (
+    *[("rows (; of v", fitted(rows)) for rows in (
         [0, 4], [-1], [1, 1], [0.5], np.zeros(0, int), [[0, 1], [2, 2]])],
     ("rows (3, 2)", fitted(np.zeros((3, 2), int))), ("rows; bool", fitted([True])),
     ("attention (5, 4)", fitted([0], a(5, 4))), ("v (2, 3, 3)", fitted([0], v=a(2, 3, 3))))

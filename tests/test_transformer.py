@@ -223,7 +223,7 @@ test_mistakes = refused(
     ("tokens", lambda: generate(model, [99], 0)), ("tokens", lambda: generate(model, 1, 1)),
     *[("n_heads; d_model", made(d_model, n_heads=n_heads)) for d_model, n_heads in (
         (8, 3), (6, 2), (9, 3), (8, 0), (8, -2))], ("n_layers = -1", made(n_layers=-1)),
-    ("x (8,)", one_layer(a(8))), ("w_q (1, 8, 4)", one_layer(a(5, 8), w_q=a(1, 8, 4))),
+    ("axes", one_layer(a(8))), ("w_q (1, 8, 4)", one_layer(a(5, 8), w_q=a(1, 8, 4))),
     ("w_o (1, 4, 8)", one_layer(a(5, 8), w_o=a(1, 4, 8))),
     ("w_o (2, 4, 1)", one_layer(a(5, 8), w_o=a(2, 4, 1))),
     *[(f"{name} {s}", one_layer(x, **{name: a(*s)})) for x in (a(5, 8), a(3, 5, 8)) for name, s in (

@@ -54,7 +54,7 @@ def conversions(model, context, rng, rules, seconds, sizes=SIZES, bos=1, place=a
     """
     began = time.perf_counter()
     study, again = self_study(model, context, rng, place=place), [t for t in context if t != bos]
-    layers = contexts(model, context, study, again, reader=place(model, len(context)))
+    layers = contexts(model, context, (1, study), (2, again), reader=place(model, len(context)))
     seconds["self-study and reading"].append(time.perf_counter() - began)
     for name, m in product(rules, sizes):
         began = time.perf_counter()

@@ -3,11 +3,13 @@
 The rule to take is `least_squares`. In words:
 
 1. Let the model write on from the context, a few times, and read the context a second time. Note
-   how those tokens attend to it: tokens that may come look much like them.
+   how those tokens attend to it: tokens that may come look much like them. What is read counts
+   twice as much as what is written.
 2. Keep the context's tokens one by one, in whichever head it helps most: the token whose attention
    explains most of what that head's output still lacks, relative to the stream. Every head has one.
 3. Share out each token that is not kept among those that are, in the positive parts that fit the
-   attention best (`fitted_bias`); a kept token's value is then the sum of its parts.
+   attention best (`fitted_bias`): this makes the kept tokens' weights. Given these, their values
+   are those that fit the outputs best. Heads that have the same keys keep the same tokens.
 
 A rule takes `contexts` and the mean number m of rows for a head, and gives (landmarks, Bias) for
 each layer, for `converted`. A row holds d_k + d_v + 1 numbers, a token as it is one less.
@@ -35,7 +37,7 @@ class Context(NamedTuple):
     w_o: np.ndarray        # (heads, d_v, d_model)
     attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
     o: np.ndarray          # (heads, n, d_v): what they are given in all, by their own texts too
-    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream; each batch of them counts alike
+    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream, times √(share of their batch)
     plans: dict            # what `least_squares` has found out for all m
 
 
@@ -49,7 +51,7 @@ def caches(model, tokens):
     return run_layers(model, tokens, attend=attend)[1]
 
 
-def looks(model, cached, tokens):
+def looks(model, cached, share, tokens):
     """By layer: how tokens (b, n) after a context look at it (heads, b n, m), o, their weight."""
     x, found = model.embed[tokens], []
     for layer, (_, k, v) in zip(model.layers, cached):
@@ -61,19 +63,19 @@ def looks(model, cached, tokens):
             o = p[..., :m] @ v + p[..., m:] @ v_x
             return o, (p[..., :m], o)
 
-        weight = ((x * x).sum(axis=-1) * x[..., 0].size).reshape(-1, 1) ** -0.5
+        weight = (share / (x * x).sum(axis=-1) / x[..., 0].size).reshape(-1, 1) ** 0.5
         x, seen = block(x, layer, model, None, attend)
         found.append((*(np.concatenate([*y], axis=-2) for y in seen), weight))
     return found
 
 
 def contexts(model, tokens, *after, reader=None):
-    """A Context for each layer; `after` are batches of tokens (n,) or (b, n) that may come next.
+    """A Context for each layer; `after`: pairs (share, tokens (n,) or (b, n) that may come next).
 
     `reader` reads those, the model if None: GPT-2 is another one at another place in a text.
     """
     cached = caches(model, tokens)
-    seen = [looks(reader or model, cached, np.atleast_2d(batch)) for batch in after]
+    seen = [looks(reader or model, cached, share, np.atleast_2d(batch)) for share, batch in after]
     return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)), {})
             for qkv, layer, *batches in zip(cached, model.layers, *seen)]
 
