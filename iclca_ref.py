@@ -14,9 +14,8 @@ examples by ICLCA *is* a gradient step. With rotary positions and a normalizer t
 
 `attention_bias` is that sum, and `iclca` applies it layer by layer (Algorithm 1). Then come the
 one law behind every linear recurrence; the dual form, in which the sum is a trained weight; layers
-that descend a gradient; the rank-one patch, exact for any attention but one query at a time; and
-softmax attention, approximately. Arithmetic, types and errors are as in linear_transformer.py, and
-so are the symbols, with
+that descend a gradient; a patch exact for any attention, but one query at a time; and softmax,
+approximately. Arithmetic, errors and symbols are as in linear_transformer.py, with
 
     W0, W          regression weights (d_out, d_in), applied to rows as X @ W.T
     X, Y, E, x     training inputs (n, d_in), targets and error signals (n, d_out), test inputs
@@ -104,18 +103,15 @@ def linear_recurrence(q, A, B, state):
         Kimi Delta Attention (2510.26692)        (I − β k kᵀ) diag(a)       β k vᵀ
         Comba (2506.02475)                       α I − β k pᵀ               β k vᵀ
         Gated DeltaNet-2 (2605.22791)            (I − k (b∘k)ᵀ) diag(a)     k (w∘v)ᵀ
-        RWKV-7 (2503.14456)                      diag(w) − (a∘κ) κᵀ         k vᵀ
-        DPLR                                     diag(w) + b aᵀ             k vᵀ
+        RWKV-7 (2503.14456); DPLR: any b aᵀ      diag(w) − (a∘κ) κᵀ         k vᵀ
         DeltaProduct (2502.10297)                `context_map` of a token's own steps
         Mamba-3 (2603.15569): state [s; k vᵀ]    [[α R, β R], [0, 0]]       [γ k vᵀ; k vᵀ]
         momentum (2501.00663): state [M; S]      [[(1−α) I − θ k kᵀ, η I],  θ [k vᵀ; k vᵀ]
                                                   [−θ k kᵀ, η I]]
 
-    Stacked states are read by [q; 0]; Mamba-3's R is the token's own turn back. Rotation is R_{−1}
-    everywhere: seen from the token that reads it, the state turns one place back before each.
-    DeltaNet's is a weight matrix in training, a step of rate β on ½ ‖sᵀ k − v‖² per token. q (...,
-    n, d_k), A (..., n, d_k, d_k), B (..., n, d_k, d_v), state (..., d_k, d_v) give o (..., n, d_v)
-    and the last state.
+    Seen from the token that reads it, the state turns one place back before each: R_{−1}; Mamba-3's
+    R is the token's own turn back. Stacked states are read by [q; 0]. q (..., n, d_k), A (..., n,
+    d_k, d_k), B (..., n, d_k, d_v), state (..., d_k, d_v) give o (..., n, d_v), the last state.
     """
     check_shapes("q:nk A:nkk B:nkv state?:kv", q, A, B, state)
     state = np.array(np.broadcast_to(state, (*B.shape[:-3], *B.shape[-2:])))
@@ -134,9 +130,7 @@ def compose(later, earlier):
 
 
 def context_map(A, B):
-    """A context as one map of the state, s ↦ A s + B, whatever the prompt and the start s.
-
-        A = A_m ⋯ A_1,    B = Σ_j A_m ⋯ A_{j+1} B_j
+    """A context as one map s ↦ A s + B of the state: A = A_m ⋯ A_1, B = Σ_j A_m ⋯ A_{j+1} B_j.
 
     A (..., m, d_k, d_k), B (..., m, d_k, d_v) give (..., d_k, d_k), (..., d_k, d_v). In Theorem 4.5
     A = R_{−M}, and B is b'_KV from the start 0.
@@ -152,9 +146,8 @@ def context_map(A, B):
 def parallel_scan(A, B):
     """The maps of all prefixes at once: entry i is the `context_map` of the first i + 1 tokens.
 
-    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it: about m
-    log₂ m compositions, where a loop needs m. A (..., m, d_k, d_k), B (..., m, d_k, d_v) give two
-    arrays of their shapes. Source: Hillis and Steele 1986.
+    ⌈log₂ m⌉ rounds, each composing every map with the one 1, 2, 4, ... places before it. A (..., m,
+    d_k, d_k), B (..., m, d_k, d_v) give two arrays of their shapes. Source: Hillis and Steele 1986.
     """
     check_shapes("A:mkk B:mkv", A, B)
     A, B = (np.array(X, np.result_type(A, B)) for X in (A, B))
@@ -177,10 +170,7 @@ def lin_attn(V, K, q):
 
 
 def weight_update(E, X):
-    """ΔW = Σ_i e_i ⊗ x_i, error signals times inputs: E (..., n, d_out), X (..., n, d_in).
-
-    Returns (..., d_out, d_in). Source: review Eq 2-3.
-    """
+    """ΔW = Σ_i e_i ⊗ x_i (..., d_out, d_in): E (..., n, d_out), X (..., n, d_in). Review Eq 2-3."""
     check_shapes("E:no X:ni", E, X)
     return E.mT @ X
 
@@ -278,9 +268,8 @@ def gd_weights(w0, eta, n):
 
         W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
 
-    Context tokens go from (x, y) to (x, y − ΔW x), the query token from (x, −W₀ x) to (x, −(W₀ +
-    ΔW) x): the prediction is minus its y-part, and the same layer is the next step too. w0 of shape
-    (d_out, d_in), n ≥ 1 tokens. Source: Prop 1, App A.1, Eq 8.
+    A context's (x, y) becomes (x, y − ΔW x), the query's (x, −W₀ x) becomes (x, −(W₀ + ΔW) x), minus
+    the prediction; the same layer is the next step. w0 (d_out, d_in). Source: Prop 1, App A.1, Eq 8.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
@@ -296,7 +285,7 @@ def gd_plus_plus_weights(w0, eta, gamma, n):
 
         W_V = [[I, 0], [W₀, −I]],    P = diag(−γ I, (η/n) I)
 
-    For the next layers each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack them with W₀
+    For the next layer each eigenvalue λ of Σ_i x_i x_iᵀ has become λ (1 − γλ)². Stack them with W₀
     = 0 only: else the next one's W₀ x is that of an x that has moved. Source: App A.10, Eq 23.
     """
     w_k = _blocks(w0, [[1, 0], [0, 0]])
@@ -320,8 +309,7 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
 
         W_Q = [0, 0, I],    W_K = [0, 0, S],    W_V = [0, I, 0],    P = W_Vᵀ,    S e_{t+1} = e_t
 
-    On `alternating_tokens`, of widths n_x and n_y, the odd rows become (x_j, y_j, e_{2j−1}), which
-    `gd_weights` needs. Source: Prop 3, App A.5.
+    Odd rows of `alternating_tokens` become (x_j, y_j, e_{2j−1}), as for `gd_weights`. App A.5.
     """
     width = n_x + n_y + 2 * n
     w_q, w_k = (np.eye(2 * n, width, k=n_x + n_y + i, dtype=dtype) for i in (0, 1))   # I and S
@@ -334,10 +322,9 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
 def implicit_weight_update(w, z, z_in_context):
     """ΔW = W (z_C − z) zᵀ / ‖z‖²: the patch of a weight W by which input z answers as z_C would.
 
-    (W + ΔW) z = W z_C: an MLP after any attention, with inputs z without and z_C with the context,
-    gives without it what it gives with it. Of rank at most one, and the smallest such ΔW in
-    Frobenius norm. It depends on the query token, which ICLCA's biases do not. w (..., d_out, d), z
-    and z_in_context (..., d). Source: Dherin et al. 2025.
+    An MLP after any attention, with inputs z without and z_C with the context, so gives without it
+    what it gives with it. It is the smallest such ΔW in Frobenius norm, of rank at most one, and
+    depends on the query. w (..., d_out, d), z, z_in_context (..., d). Source: Dherin et al. 2025.
     """
     check_shapes("z:d z_in_context:d w?:od", z, z_in_context, w)
     z_row, change = z[..., None, :], (z_in_context - z)[..., :, None]
@@ -350,9 +337,8 @@ def implicit_weight_update(w, z, z_in_context):
 # ---- Softmax attention, approximately (ICLAA) ---------------------------------------------------
 # exp(q·k) has infinitely many features. With finitely many the context, and it alone, becomes
 # Σ_j ψ(k_j) v_jᵀ and Σ_j ψ(k_j), read by φ(q): Eq 18 with two maps. Random features take ψ = φ.
-# With φ_a(q) = exp(z_a·q), a feature for each kept key z_a, it is a compacted key-value cache, and
-# ψ(k_j) says how token j is shared out among the kept ones. Features see q and k divided by
-# d_k^(1/4), so that q·k is the score, and are given by their logarithms, which do not overflow.
+# φ_a(q) = exp(z_a·q), a feature for each kept key z_a, is a compacted key-value cache; ψ(k_j) then
+# shares token j out among the kept ones. Features see q and k over d_k^(1/4); we take their log.
 
 def log_random_features(x, projection):
     """log φ(x) = W x − ‖x‖²/2 − ½ log m: Performer's features, E[φ(q)·φ(k)] = exp(q·k) over W.
@@ -442,10 +428,9 @@ def iclaa(model, tokens, convert):
     """Algorithm 1 for a softmax transformer, approximately: a (Bias, log_features) for each layer.
 
     forward(model, prompt, iclaa(model, tokens, convert), softmax_attend) approximates the logits
-    with the context in front; model.phi must be `identity`. convert(k, v) makes the pair of one
-    layer's keys and values (heads, m, ...), such as (softmax_bias(k, v, f), f) with f = partial(
-    log_random_features, projection=W). As in Theorem 4.5 the context's keys are turned to the
-    places 1−M ... 0, which relative positions allow (Assumption 4.3). Source: §5, App D.
+    with the context in front; model.phi must be `identity`. convert(k, v) makes the pair of a
+    layer's keys, turned to 1−M ... 0 as in Theorem 4.5, and values (heads, m, ...), for instance
+    (softmax_bias(k, v, f), f), f = partial(log_random_features, projection=W). Source: §5, App D.
     """
     def attend(q, k, v, _, rope, normalize):
         o, _ = softmax_attend(q, k, v, None, rope)

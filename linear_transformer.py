@@ -23,9 +23,9 @@ Glossary (rows are tokens; heads and batches are leading axes, written ...):
 
 Arithmetic comes from the input, by NumPy's own promotion: float32 gives float32 (an np.float64
 scalar makes it float64, Python's numbers and rotations do not), object arrays of Fractions or any
-exact ring the same: a field where something is divided, so no ints. Where shapes are checked, those
-that do not fit are a ValueError with the shapes; bool, unsigned numbers and float16, whose sums go
-wrong silently, are a TypeError. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
+exact ring the same: a field where something is divided, so no ints. Shapes that do not fit are a
+ValueError that shows them; bool, unsigned numbers and float16, whose sums go wrong silently, a
+TypeError. ICLCA is Chen et al., ICML 2024 (arXiv 2406.02847).
 """
 
 from functools import partial
@@ -67,10 +67,7 @@ def relu(x):
 
 
 def elu_plus_one(x):
-    """elu(x) + 1 = x + 1 above 0, exp(x) below: a positive feature map (Katharopoulos et al. 2020).
-
-    A product of two features loses digits if their x sum to below −87 (float32) or −708 (float64).
-    """
+    """elu(x) + 1, a positive feature: x + 1 above 0, exp(x) below (Katharopoulos et al. 2020)."""
     return np.maximum(x, 0) + np.exp(np.minimum(x, 0))
 
 
@@ -315,8 +312,7 @@ def forward(model, tokens, biases=None, attend=chunked_attention):
     """The model: tokens (..., n) to logits (..., n, vocab_size), and the layers' states.
 
     `biases` is what each layer starts from: None, the state after earlier tokens, or a context that
-    `iclca` converted. Tokens that are no integers are a TypeError, one outside the vocabulary an
-    IndexError; none, or more than model.max_length, a ValueError.
+    `iclca` converted. Tokens outside the vocabulary are an IndexError, none a ValueError.
     """
     x, biases = run_layers(model, tokens, biases, attend)
     check_shapes("x:nd unembed?:dv", x.reshape(-1, x.shape[-1]), model.unembed)
