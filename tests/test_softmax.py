@@ -82,35 +82,34 @@ def both_keys_at_the_first(case):
 
 # ---- The best bias for given rows ---------------------------------------------------------------
 
-# how one query attends to m tokens, their values, its own value, and how R of them share them
-SHARES = dict(a="query m", v="m d_v", o="query d_v", e="r m")
-shares = random_arrays(SHARES).map(lambda x: (x[0][:1], x[1], x[2][:1], x[3][:len(x[1])]))
+# how one query attends to m tokens, their values, its own value, a bias for the first r of them
+KEPT = dict(a="query m", v="m d_v", o="query d_v", kv="r d_v", d="r")
+kept_tokens = random_arrays(KEPT).map(lambda x: (
+    x[0][:1], x[1], x[2][:1], Bias(*(part[:len(x[1])] for part in x[3:]))))
 
 
-def any_shares(**shape):
-    """The same of variables; E's last entry is such that the denominator is a variable t ≠ 0."""
-    attention, v, own, e = arrays(variables, SHARES, **shape)
-    of_kept = (attention[:, :len(e)] @ e).sum()
-    of_others = 1 - attention.sum() + of_kept - attention[0, 0] * e[0, -1]
-    e[0, -1] = (variables("t") - of_others) / attention[0, 0]
-    return attention, v, own, e
+def any_bias(**shape):
+    """The same of variables; b_D's first entry is such that the denominator is a variable t ≠ 0."""
+    attention, v, own, kv, d = arrays(variables, KEPT, **shape)
+    of_others = 1 - attention.sum() + (attention[0, 1:len(d)] * d[1:]).sum()
+    d[0] = (variables("t") - of_others) / attention[0, 0]
+    return attention, v, own, Bias(kv, d)
 
 
-@theorem("the error of shared-out tokens", "ours", shares,
-         every(m=(1, 2, 3), r=(1,), d_v=(1, 2)) + every(m=(2, 3), r=(2,), d_v=(1, 2)), any_shares)
-def error_of_a_share(attention, v, own, e, of_denominator=1):
-    """ô − o  =  (e_N − o e_D) / (1 + e_D), (e_N, e_D) = (A_R E − A) [v, 1], R the first rows."""
-    A_R, left = attention[:, :len(e)], 1 - attention.sum(axis=-1, keepdims=True)
+@theorem("the error of a bias on kept tokens", "ours", kept_tokens,
+         every(m=(1, 2, 3), r=(1,), d_v=(1, 2)) + every(m=(2, 3), r=(2,), d_v=(1, 2)), any_bias)
+def error_of_a_bias(attention, v, own, bias, of_denominator=1):
+    """ô − o  =  (e_N − o e_D) / (1 + e_D),    e_N = A_R b_KV − A v,    e_D = A_R b_D − A 1."""
+    A_R, left = attention[:, :len(bias.d)], 1 - attention.sum(axis=-1, keepdims=True)
     o = attention @ v + left @ own   # the prompt's own token takes what is left
-    converted = similarity_attention(left, A_R, own, Bias(e @ v, e.sum(axis=-1)))
-    missed = A_R @ e - attention
-    e_N, e_D = missed @ v, missed.sum(axis=-1, keepdims=True) * of_denominator
-    return converted - o, (e_N - o * e_D) / (1 + e_D)
+    e_N = A_R @ bias.kv - attention @ v
+    e_D = (A_R @ bias.d - attention.sum(axis=-1))[:, None] * of_denominator
+    return similarity_attention(left, A_R, own, bias) - o, (e_N - o * e_D) / (1 + e_D)
 
-@broken(error_of_a_share, "leaving out the denominator's error e_D", shares,
-        [any_shares(m=2, r=1, d_v=1)])
+@broken(error_of_a_bias, "leaving out the denominator's error e_D", kept_tokens,
+        [any_bias(m=2, r=1, d_v=1)])
 def with_the_error_of_the_numerator_alone(*case):
-    return error_of_a_share(*case, of_denominator=0)
+    return error_of_a_bias(*case, of_denominator=0)
 
 
 def reference(rng):
