@@ -1,6 +1,7 @@
 """docs/pretrained: files of three formats, two kinds of tokens, decoding with a cache."""
 
 import json
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from iclca_ref import iclaa, softmax_attend
+from iclca_ref import softmax_attend
 from linear_transformer import Bias, forward, run_layers, softmax
 from pretrained import bpe, gguf, gpt2, llama2c
 from pretrained.decoding import cached_attend, continuation, sampler
+from pretrained.kept import every_token
 
 # ---- The files: a tiny random model in each format ----------------------------------------------
 
@@ -46,7 +48,8 @@ def loaded(name, content=None, *dtype):
     """What is read of the format that has a file of this name, if it holds this content."""
     with tempfile.TemporaryDirectory() as folder:
         for file, sound in (FILES | ({} if content is None else {name: content})).items():
-            Path(folder, file).write_bytes(sound)
+            path = Path(folder, file)
+            sound(path) if callable(sound) else path.write_bytes(sound)
         if "bin" in name:
             return (llama2c.read_model(Path(folder, "stories15M.bin"), *dtype),
                     llama2c.read_tokens(Path(folder, "tokenizer.bin"), 264))
@@ -60,16 +63,16 @@ def number(key, new, kind="I"):
 
 WRONG = [("config.json", json.dumps(CONFIG | change).encode(), message) for change, message in (
     (dict(n_head=3), "n_head"), (dict(n_embd="8"), "sizes"), (dict(n_layer=0), "its sizes"),
-    (dict(n_layer=1), "h.1.*no place"), (dict(n_layer=10**9), "h.2.attn.c_attn.weight must"),
+    (dict(n_layer=1), "h.1.*no place"), (dict(n_layer=10**9), "'h.2.attn.c_attn.weight'"),
     (dict(layer_norm_epsilon=np.nan), "epsilon"), (dict(vocab_size=257), "vocab_size"),
     (dict(activation_function="relu"), "gelu_new"))]
 WRONG += [("model.safetensors", content, message) for content, message in (
-    (MODEL + b"x", "truncated"), (MODEL[:-1], "truncated"), (MODEL[:99], "truncated"),
-    (b"\xff" * 8 + MODEL[8:], "a header of 18446744073709551615 bytes"),
-    (packed(TENSORS, data_offsets=[0, 1280]), "gaps"), (packed(TENSORS, data_offsets=None), ""),
-    (packed(TENSORS, shape=[8, 40]), "wpe.weight must .*40, 8"), (packed(TENSORS, dtype=[]), "wpe"),
+    (MODEL + b"x", "truncated"), (MODEL[:-1], "truncated"), (MODEL[:99], "JSON"),
+    (b"\xff" * 8 + MODEL[8:], "decode"), (packed(TENSORS, data_offsets=[0, 1280]), "gaps"),
+    (packed(TENSORS, data_offsets=None), ""), (packed(TENSORS, dtype=[]), "wpe"),
+    (packed(TENSORS, shape=[8, 40]), "wpe.weight must .*40, 8"),
     (packed(TENSORS | {"wpe.weight": np.ones((41, 8), "f")}, shape=[40, 8]), "wpe.weight must"),
-    (packed(TENSORS | {"transformer.wpe.weight": WPE}), "transformer.wpe.weight.* twice"),
+    (packed(TENSORS | {"transformer.wpe.weight": WPE}), "gaps"),
     (packed(TENSORS | {"wpe.weight": WPE * np.float32(np.nan)}), "wpe.weight .*no numbers"))]
 WRONG += [("vocab.json", json.dumps(gpt2.tokenizer_of(MERGES[:-1]).ids).encode(), "fit merges.txt"),
           ("merges.txt", FILES["merges.txt"].replace(b"low er", b"lo wer"), "KeyError: 'wer'"),
@@ -77,18 +80,18 @@ WRONG += [("vocab.json", json.dumps(gpt2.tokenizer_of(MERGES[:-1]).ids).encode()
 WRONG += [("tiny.gguf", TINY.replace(old, new), message) for old, new, message in (
     (b"GGUF\3", b"GGUF\1", "version 2 or 3"), (b"\0llama\x14", b"\0qwen2\x14", "must be llama"),
     (b"smollm", b"smallm", "smallm"), (b"h e", b"h z", "merges"), (b"h e", b"h h", "merges"),
-    (b"\1" + bytes(7) + b"b", b"\1" + bytes(7) + b"a", "all different"),
-    (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "twice"),
-    (PAIR, b"general.alignment", "alignment is 0"), (PAIR, b"llama.block_count", "twice"),
+    (b"\1" + bytes(7) + b"b", b"\1" + bytes(7) + b"a", "token_embd.weight must"),
+    (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "off its place"),
+    (PAIR, b"general.alignment", "by zero"), (PAIR, b"llama.block_count", "'block_count': 0"),
     (PAIR, b"llama.expert_used", "expert_used"), (b"\xae\x27", b"\0|", "no numbers"))]   # d = ∞
 WRONG += [("tiny.gguf", content, message) for content, message in (
     (TINY[:-32], "truncated"), (TINY + b"x", "too long"), (TINY[:-4] + NAN, "no numbers"),
-    (TINY[:8] + b"\xff" * 8 + TINY[16:], "18446744073709551615 tensors"),
+    (TINY[:8] + b"\xff" * 8 + TINY[16:], "requires a buffer"), (TINY[:999], "requires a buffer"),
     (number(b"block_count", 1), "no place"), (number(b"block_count", 10**9), "blk.2"),
-    (number(b"embedding_length", 64), "have the shape"), (number(b"head_count", 3), "3, 2 heads"),
-    (number(b"head_count_kv", 3), "4, 3 heads"), (number(b"head_count_kv", 0), "sizes"),
+    (number(b"embedding_length", 64), "have the shape"), (number(b"head_count", 3), "_count': 3"),
+    (number(b"head_count_kv", 3), "_kv': 3"), (number(b"head_count_kv", 0), "_kv': 0"),
     (number(b"0.attn_norm.weight\1\0\0\0 " + bytes(7), 32), "bytes off its place"),
-    (number(b"freq_base", np.nan, "f"), "base"), (number(b"rms_epsilon", -1, "f"), "epsilon"))]
+    (number(b"freq_base", np.nan, "f"), "base': nan"), (number(b"rms_epsilon", -1, "f"), ": -1.0"))]
 WRONG += [("stories15M.bin", struct.pack("<7i", *sizes) + STORIES[28:], "no model") for sizes in (
     (16, 24, 2, 2, 2, 263, 256), (16, 24, 10**9, 2, 2, 264, 256), (16, 24, 2, 2, 1, 264, 256),
     (16, 24, 2, 16, 16, 264, 256), (-16, 24, 2, 2, 2, 264, 256))]
@@ -103,6 +106,13 @@ WRONG += [("stories15M.bin", STORIES[:400] + NAN + STORIES[404:], "finite"),
 def test_a_file_that_is_not_sound_is_refused_with_its_name_and_the_reason(name, content, message):
     with pytest.raises(ValueError, match=f"({name}|model.safetensors).*{message}"):
         loaded(name, content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("make", [getattr(os, f) for f in ("mkdir", "mkfifo") if hasattr(os, f)])
+def test_a_folder_or_a_pipe_is_refused_and_not_waited_for(name, make):
+    with pytest.raises(OSError, match=f"{name} is not an ordinary file"):
+        loaded(name, make)
 
 
 @settings(max_examples=100)
@@ -248,16 +258,11 @@ def by_whole_prompts(model, tokens, n, converted=None, choose=lambda x: x.argmax
         tokens = np.concatenate([tokens, new[..., None]], axis=-1)
     return tokens[..., -n:]
 
-def every_token(k, v):
-    """The exact conversion of a softmax context: each token a row of its own."""
-    return Bias(v, np.ones_like(v[..., 0])), lambda q: q @ (k / k.shape[-1] ** 0.25).mT
-
-
 def test_a_continuation_is_that_of_the_whole_prompt_each_time_in_context_or_converted():
     model, context = loaded("tiny.gguf", None, float)[0], rng(0).integers(0, 260, 12)
     tokens = rng(1).integers(0, 260, (2, 3, 5))
     expected = by_whole_prompts(model, np.append(context, tokens[0, 0]), 9)
-    converted = iclaa(model, context, every_token)
+    converted = every_token(model, context)
     assert (continuation(model, [*context, *tokens[0, 0]], 9) == expected).all()
     assert (continuation(model, tokens[0, 0], 9, converted) == expected).all()
     assert (continuation(model, tokens[0, 0], 9) != expected).any()
@@ -269,7 +274,7 @@ def test_a_continuation_is_that_of_the_whole_prompt_each_time_in_context_or_conv
 
 def test_gpt_2s_positions_go_on_behind_the_contexts_and_end_where_the_model_does():
     model, context = loaded("config.json")[0], rng(0).integers(0, 260, 12)
-    biases, there = iclaa(model, context[:-1], every_token), gpt2.placed(model, 11)
+    biases, there = every_token(model, context[:-1]), gpt2.placed(model, 11)
     expected = by_whole_prompts(model, context, 20, choose=sampler(rng(1)))
     for reader, tokens, start, same in ((model, context, None, True), (
             there, context[-1:], biases, True), (model, context[-1:], biases, False)):
@@ -284,7 +289,7 @@ def test_gpt_2s_positions_go_on_behind_the_contexts_and_end_where_the_model_does
 
 def test_rows_count_by_their_weight_and_not_at_0_and_float32_stays():
     model, tokens = loaded("tiny.gguf")[0], np.array([9, 10])
-    exact = [(Bias(3 * kv, 3 * d), f) for (kv, d), f in iclaa(model, [5, 6, 7, 8], every_token)]
+    exact = [(Bias(3 * kv, 3 * d), f) for (kv, d), f in every_token(model, [5, 6, 7, 8])]
     padded = [(Bias(*(np.concatenate([b, 0 * b], axis=1) for b in bias)),
                lambda q, f=f: np.concatenate([f(q), f(q) + 1], axis=-1)) for bias, f in exact]
     expected = run_layers(model, tokens, exact, softmax_attend)[0]

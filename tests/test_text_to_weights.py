@@ -175,7 +175,7 @@ def test_load_refuses_what_save_has_not_written(tmp_path, changes):
     assert run(write(tmp_path, "a b a c"), "--save", path)[0] == run(*asked)[0] == 0
     np.savez(path, **load(path, dict) | changes)
     code, output, errors = run(*asked)
-    assert (code, output, errors.count("\n")) == (2, "", 1) and "b.npz is not a file" in errors
+    assert (code, output, errors.count("\n")) == (2, "", 1) and "b.npz is not sound" in errors
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -234,7 +234,7 @@ def test_saved_biases_come_back_the_same_to_the_bit_and_fit_no_other_model(tmp_p
     np.savez(tmp_path / "b.npz", kv_0=one.T, d_0=one[0])  # what NumPy itself has saved
     assert bits(load_biases(tmp_path / "b.npz")) == bits([Bias(one.T, one[0])])
     for change in {"n_layers": 1}, {"n_layers": 3}, {"d_model": 16}, {"n_heads": 1}, {"dtype": "d"}:
-        with pytest.raises(ValueError, match="b is not .*: (layer 0 has .* the model's|. layers )"):
+        with pytest.raises(ValueError, match="b .*not fit.*: (layer 0 has .* the model's|. layers )"):
             load_biases(tmp_path / "b", random_transformer(**kind | change))
 
 
@@ -270,10 +270,10 @@ def zipped(*members, names=("kv_0.npy", "d_0.npy"), method=zipfile.ZIP_STORED):
     (zipped(bytes(10**6), method=zipfile.ZIP_DEFLATED), "compressed"), (zipped(npy(one)), "need"),
     (zipped(npy(one), npy()).replace(b"(2,", b"(0,"), "damaged"), (zipped(npy(shape=(-1, 2))), ""),
     (zipped(npy(one), npy(), names=("kv_1", "d_1")), "need"), (zipped(npy(shape=(10**12,))), ""),
-    (zipped(npy(one), npy(one[0])), "no Bias"), (zipped(npy(one), npy(nan)), "not finite")])
+    (zipped(npy(one), npy(one[0])), "no Bias"), (zipped(npy(one), npy(nan)), "finite")])
 def test_what_is_no_npz_or_says_wrong_things_of_itself_is_refused(tmp_path, content, why):
     (tmp_path / "b").write_bytes(content)
-    with pytest.raises(ValueError, match=f"b is not a file of such biases: .*({why})"):
+    with pytest.raises(ValueError, match=f"b is not sound, or does not fit: .*({why})"):
         load_biases(tmp_path / "b")
 
 

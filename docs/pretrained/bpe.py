@@ -1,10 +1,7 @@
-"""Byte-pair encoding, on bytes, for any pattern; and what the readers of files share."""
-
+"""Byte-pair encoding, on bytes, for any pattern."""
 import math
 import re
-import struct
 import unicodedata
-from contextlib import contextmanager
 from typing import NamedTuple
 
 # A byte is written as a printable character: itself where it is one, else the next from 256 on.
@@ -15,22 +12,6 @@ BYTES = {c: bytes([b]) for b, c in enumerate(ALPHABET)}
 # How a text is cut into pieces, for `split`; SmolLM2's takes every digit by itself.
 GPT2 = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+| ?\d+| ?[^\sa-zA-Z\d]+|\s+(?!\S)|\s+"
 SMOLLM = r"'(?:[stmd]|re|ve|ll)| ?[a-zA-Z]+|\d| ?[^\sa-zA-Z\d]+|\s+(?![^\s\d])|\s+"
-
-
-def check(fits, message):
-    """Raise ValueError unless it fits."""
-    if not fits:
-        raise ValueError(message)
-
-
-@contextmanager
-def sound(path):
-    """Whatever a damaged file leads to in here becomes a ValueError with its name."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
-            ValueError, struct.error) as error:
-        raise ValueError(f"{path} is not sound: {type(error).__name__}: {error}") from None
 
 
 class Tokenizer(NamedTuple):
@@ -52,12 +33,9 @@ def split(text, pattern):
 def join(parts, rank):
     """Join the neighbours of lowest rank(left, right), first the first, as long as one is < inf."""
     parts = list(parts)
-    ranks = list(map(rank, parts, parts[1:]))
-    while (best := min(ranks, default=math.inf)) < math.inf:
+    while (best := min(ranks := [*map(rank, parts, parts[1:])], default=math.inf)) < math.inf:
         i = ranks.index(best)
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
-        near = parts[max(i - 1, 0):i + 2]
-        ranks[max(i - 1, 0):i + 2] = map(rank, near, near[1:])
     return parts
 
 

@@ -1,7 +1,5 @@
 """Texts of softmax models, token by token, with a key-value cache and a converted context."""
-
 import numpy as np
-
 from linear_transformer import rotate_at, run_layers, softmax
 
 

@@ -3,33 +3,27 @@
 A file: magic, version, two counts; the metadata: names, types, values; the tensors' names, shapes
 (reversed), types and offsets; the tensors, aligned, in blocks of weights.
 """
-
+import io
 import math
-import os
 import struct
-
 import numpy as np
-
-from pretrained.bpe import ALPHABET, GPT2, SMOLLM, Tokenizer, check, sound
+from biases_on_disk import check, sound
+from pretrained.bpe import ALPHABET, GPT2, SMOLLM, Tokenizer
 from pretrained.llama2c import llama
 
 NUMBERS, STRING, ARRAY = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}, 8, 9
 D, NIBBLES = ("d", "<f2"), ("q", "u1", 16)
-# Type: how many weights are in a block, and its parts. F32, F16, Q4_0, Q4_1, Q8_0.
-BLOCKS = {kind: (size, np.dtype(parts)) for kind, size, parts in (
-    (0, 1, "<f4"), (1, 1, "<f2"), (2, 32, [D, NIBBLES]), (3, 32, [D, ("m", "<f2"), NIBBLES]),
-    (8, 32, [D, ("q", "i1", 32)]))}
-SIZES = ("block_count", "context_length", "embedding_length", "feed_forward_length",
-         "attention.head_count", "attention.head_count_kv")
-RATES = "rope.freq_base", "attention.layer_norm_rms_epsilon"
+# Type: how many weights are in a block, and its parts. F32, F16; Q4_0, Q4_1, Q8_0.
+BLOCKS = {0: (1, np.dtype("<f4")), 1: (1, np.dtype("<f2")), 2: (32, np.dtype([D, NIBBLES])),
+          3: (32, np.dtype([D, ("m", "<f2"), NIBBLES])), 8: (32, np.dtype([D, ("q", "i1", 32)]))}
+SIZES = ("block_count context_length embedding_length feed_forward_length attention.head_count "
+         "attention.head_count_kv rope.freq_base attention.layer_norm_rms_epsilon").split()
 
 
 def read_header(file):
     """The metadata, and {name: (shape, type, place in the file)} of all tensors."""
     def take(kinds):
-        n = struct.calcsize("<" + kinds)
-        check(file.tell() + n <= min(size, 1 << 26), f"byte {file.tell() + n} is not of a header")
-        return struct.unpack("<" + kinds, file.read(n))
+        return struct.unpack("<" + kinds, head.read(struct.calcsize("<" + kinds)))
 
     def value(kind):
         if kind == STRING:
@@ -37,28 +31,23 @@ def read_header(file):
         if kind != ARRAY:
             return take(NUMBERS[kind])[0]
         kind, n = take("IQ")
-        check(n < 1 << 20, f"an array of {n}")
-        return [value(kind) for _ in range(n)] if kind == STRING else take(f"{n}{NUMBERS[kind]}")
+        return [value(kind) for _ in range(n)]
 
-    size = os.fstat(file.fileno()).st_size
+    head, size = io.BytesIO(file.read(1 << 24)), file.seek(0, 2)
     check(take("4sI") in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")
     n_tensors, n_pairs = take("QQ")
-    check(max(n_tensors, n_pairs) < 1 << 16, f"{n_tensors} tensors, {n_pairs} pairs of metadata")
-    pairs = [(value(STRING), value(*take("I"))) for _ in range(n_pairs)]
-    found = [(value(STRING), take(f"{min(take('I')[0], 9)}Q")[::-1], *take("IQ"))
-             for _ in range(n_tensors)]
-    meta, tensors = dict(pairs), {}
+    meta = {value(STRING): value(*take("I")) for _ in range(n_pairs)}
+    tensors = {value(STRING): (take(f"{min(take('I')[0], 9)}Q")[::-1], *take("IQ"))
+               for _ in range(n_tensors)}
     align = meta.get("general.alignment", 32)
-    check(type(align) is int and 0 < align <= 4096, f"general.alignment is {align}")
-    end = start = -(-file.tell() // align) * align
-    for name, shape, kind, offset in found:
+    end = start = -(-head.tell() // align) * align
+    for name, (shape, kind, offset) in tensors.items():
         block, parts = BLOCKS.get(kind, (0, None))
-        check(block and shape and all(shape) and shape[-1] % block == 0 and offset == end - start,
+        check(block and shape[-1] % block == 0 and offset == end - start,
               f"{name} has type {kind}, shape {shape}, {offset - end + start} bytes off its place")
         tensors[name] = shape, kind, end
         end += -(-math.prod(shape) // block * parts.itemsize // align) * align
     check(end - align < size <= end, f"{size} bytes where {end} are named: truncated or too long")
-    check(len(meta) + len(tensors) == n_pairs + n_tensors, "a name is there twice")
     return meta, tensors
 
 
@@ -68,11 +57,10 @@ def read_tokenizer(meta):
         "tokens", "token_type", "merges", "model", "pre"))
     pattern = {("gpt2", "gpt-2"): GPT2, ("gpt2", "smollm"): SMOLLM}[model, name]
     ids = {token: i for i, token in enumerate(tokens)}
-    ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(merges)}
-    check(len(tokens) == len(ids) == len(kinds) and "" not in ids, "tokens must be all different")
-    check(len(ranks) == len(merges) and all(len(pair) == 2 and {*pair, "".join(pair)} <= ids.keys()
-                                            for pair in ranks), "merges must be of two tokens")
-    special = (token for token, kind in zip(tokens, kinds) if kind in (3, 4))
+    ranks = {(a, b): i for i, (a, b) in enumerate(merge.split(" ") for merge in merges)}
+    check("" not in ids and all({a, b, a + b} <= ids.keys() for a, b in ranks),
+          "a token is empty, or one of the merges is not of two tokens")
+    special = (token for token, kind in zip(tokens, kinds, strict=True) if kind in (3, 4))
     return Tokenizer(ids, ranks, pattern, tuple(special))
 
 
@@ -91,20 +79,18 @@ def read(path, dtype=np.float32):
         check(abs(x).max() < 1e6, f"{name} has entries that are no numbers, or no trained ones")
         return x
 
-    with sound(path), open(path, "rb") as file, np.errstate(all="ignore"):
+    with sound(path) as file, np.errstate(all="ignore"):
         meta, tensors = read_header(file)
         check(meta["general.architecture"] == "llama", "its architecture must be llama")
         ours = {key[6:]: value for key, value in meta.items() if key.startswith("llama.")}
-        *sizes, base, eps = map(ours.pop, SIZES + RATES)
-        check(all(type(n) is int and n > 0 for n in sizes), f"its sizes are {sizes}")
-        check(1 <= base < 1e9 and 0 < eps < 1, f"its rotary base is {base}, its epsilon {eps}")
-        d, heads, kv_heads = sizes[2], *sizes[4:]
-        check(d % (2 * heads) == heads % kv_heads == 0, f"{heads}, {kv_heads} heads for {d}")
+        *_, d, _, heads, kv_heads, base, eps = sizes = [*map(ours.pop, SIZES)]
+        check(all(type(n) is int and n > 0 for n in sizes[:6]) and 1 <= base < 1e9 and 0 < eps < 1
+              and d % (2 * heads) == heads % kv_heads == 0, f"no model: {dict(zip(SIZES, sizes))}")
         tokenizer = read_tokenizer(meta)
         implied = {"vocab_size": len(tokenizer.ids)} | dict.fromkeys(
             ("rope.dimension_count", "attention.key_length", "attention.value_length"), d // heads)
         check(ours.items() <= implied.items(), f"not all of {ours} is as it is read here")
-        model = llama(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes, base,
+        model = llama(get, len(tokenizer.ids), "output.weight" not in tensors, *sizes[:7],
                       float(f"{eps:.6g}"))
         check(not tensors, f"{[*tensors][:9]} have no place in such a model")
     return model, tokenizer, kv_heads
@@ -125,23 +111,21 @@ def write_tiny(path, rng):
         size, parts = BLOCKS[kind]
         raw = (rng.standard_normal(math.prod(shape) // size) / 6 + ("norm" in name)).astype(parts)
         if kind > 1:
-            raw = np.frombuffer(rng.bytes(raw.nbytes), parts).copy()
-            raw["d"] = .002 if kind == 8 else .03
-        if kind == 3:
-            raw["m"] = -.2
+            raw = np.frombuffer(bytearray(rng.bytes(raw.nbytes)), parts)
+            raw[[*parts.names[:-1]]] = {2: (.03,), 3: (.03, -.2), 8: (.002,)}[kind]    # d, m
         heads.append(pack(name)[4:] + struct.pack(
-            f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, sum(map(len, data))))
-        data.append(raw.tobytes() + bytes(-raw.nbytes % 32))
+            f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, len(data)))
+        data.extend(raw.tobytes() + bytes(-raw.nbytes % 32))
         return np.zeros(shape)
 
-    heads, data, sizes = [], [], (2, 2048, 32, 64, 4, 2, 1e5, 1e-5)
+    heads, data, sizes = [], bytearray(), (2, 2048, 32, 64, 4, 2, 1e5, 1e-5)
     merges = ["h e", "Ġ t", "Ġt he", "i n", "Ġ a", "e r"]
     tokens = ["<|endoftext|>", *sorted(ALPHABET), *(merge.replace(" ", "") for merge in merges)]
     llama(get, len(tokens), True, *sizes)
-    meta = dict(zip(["llama." + key for key in SIZES + RATES], sizes)) | {
+    meta = dict(zip(["llama." + key for key in SIZES], sizes)) | {
         "general.file_type": 0, "general.architecture": "llama", "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.merges": merges, "tokenizer.ggml.token_type": [3] + [1] * len(tokens[1:])}
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(heads), len(meta)) + b"".join(
         [pack(key)[4:] + pack(x) for key, x in meta.items()] + heads)
-    path.write_bytes(head + bytes(-len(head) % 32) + b"".join(data))
+    path.write_bytes(head + bytes(-len(head) % 32) + data)

@@ -2,16 +2,14 @@
 
 GPT-2's positions are absolute, and part of what a token is embedded as: `placed` moves them.
 """
-
 import json
 import math
 import re
 from pathlib import Path
-
 import numpy as np
-
+from biases_on_disk import check, sound
 from linear_transformer import Layer, Transformer, gelu, identity, layer_norm
-from pretrained.bpe import ALPHABET, Tokenizer, check, sound
+from pretrained.bpe import ALPHABET, Tokenizer
 
 
 class Placed:
@@ -73,39 +71,36 @@ def tokenizer_of(merges):
 def read(folder):
     """(model, tokenizer) of a release folder. ValueError names the file that is not sound."""
     def get(name, *shape):
-        entry = header.pop(name, None) or header.pop("transformer." + name, {})
-        begin, end = entry.get("data_offsets", (0, 0))
-        check([entry.get("dtype"), entry.get("shape"), end - begin]
-              == ["F32", [*shape], 4 * math.prod(shape)], f"{name} must be F32 of shape {shape}")
+        dtype, found, (begin, end) = map(header.pop(name).get, ("dtype", "shape", "data_offsets"))
+        check([dtype, found, end - begin] == ["F32", [*shape], 4 * math.prod(shape)],
+              f"{name} must be F32 of shape {shape}, not {dtype} of {found}")
         file.seek(start + begin)
         a = np.fromfile(file, "<f4", math.prod(shape)).astype("f").reshape(shape)
         check(abs(a).max() < 1e4, f"{name} has entries that are no numbers, or no trained ones")
         return a
 
-    with sound(path := Path(folder, "merges.txt")):
-        merges = [(a, b) for a, b in map(str.split, path.read_text("utf-8").splitlines()[1:])]
+    with sound(Path(folder, "merges.txt")) as file:
+        merges = [(a, b) for a, b in map(str.split, file.read().decode().splitlines()[1:])]
         ids, *_ = tokenizer = tokenizer_of(merges)
         check(all(ids[a + b] > max(ids[a], ids[b]) for a, b in merges), "a merge of later tokens")
-    with sound(path := Path(folder, "vocab.json")):
-        check(json.loads(path.read_bytes()) == ids, "it does not fit merges.txt")
-    with sound(path := Path(folder, "config.json")):
-        config = json.loads(path.read_bytes())
-        for key, ours in dict(vocab_size=len(ids), activation_function="gelu_new",
-                              layer_norm_epsilon=1e-5, n_inner=None, scale_attn_weights=True,
-                              scale_attn_by_inverse_layer_idx=False).items():
-            check(config.get(key, ours) == ours, f"{key} must be {ours}")
+    with sound(Path(folder, "vocab.json")) as file:
+        check(json.load(file) == ids, "it does not fit merges.txt")
+    with sound(Path(folder, "config.json")) as file:
+        config = json.load(file)
+        ours = dict(vocab_size=len(ids), activation_function="gelu_new", layer_norm_epsilon=1e-5,
+                    n_inner=None, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+        check(ours.items() <= (ours | config).items(), f"it must agree with {ours}")
         sizes = [config.get(key) for key in "vocab_size n_positions n_embd n_layer n_head".split()]
-        check(all(type(n) is int and n > 0 for n in sizes) and not sizes[2] % (2 * sizes[4]),
+        check(all(type(n) is int and n > 0 for n in sizes) and sizes[2] % (2 * sizes[4]) == 0,
               f"its sizes {sizes} must be positive, and n_embd an even multiple of n_head")
-    with sound(path := Path(folder, "model.safetensors")), path.open("rb") as file:
+    with sound(path := Path(folder, "model.safetensors")) as file:
         # the length of its header, 8 bytes; the header, in JSON; all tensors
         size, start = path.stat().st_size, 8 + int.from_bytes(file.read(8), "little")
-        check(start <= min(size, 1 << 26), f"truncated, or a header of {start - 8} bytes")
-        header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
+        header = {name.removeprefix("transformer."): entry for name, entry in json.loads(
+            file.read(min(start - 8, 1 << 26))).items() if name != "__metadata__"}
         begins, ends = zip(*sorted(entry["data_offsets"] for entry in header.values()))
         check((*begins, size - start) == (0, *ends), "truncated, or with overlaps or gaps")
         model = build(get, *sizes)
         more = [name for name in header if not re.search(r"\.attn\.(masked_)?bias$|^lm_head", name)]
-        check(not more, f"{more} have no place in a model of these sizes, or are there twice")
+        check(not more, f"{more} have no place in a model of these sizes")
     return model, tokenizer

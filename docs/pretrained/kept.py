@@ -5,17 +5,13 @@ context), in percent ± its standard error over the contexts: of the loss of the
 follow, or of the KL divergence from the probabilities in context. Dropping is the stronger of its
 two forms, with the first token, BOS, kept and without. m is the mean number of rows for a head.
 """
-
 import time
 from itertools import product
-
 import numpy as np
-
 from iclca_ref import iclaa, softmax_attend
 from linear_transformer import forward
 from pretrained.decoding import anywhere, continuation, sampler
 from pretrained.rules import contexts, converted, own_rows
-
 SIZES, WIDER = (4, 8, 16, 32), "random features, 32 m"   # few are worth nothing
 
 

@@ -1,13 +1,11 @@
 """Models of Llama's kind as Transformers of ours; llama2.c's (Karpathy), such as stories15M."""
-
 import math
 import struct
 from functools import partial
-
 import numpy as np
-
+from biases_on_disk import check, sound
 from linear_transformer import Layer, Transformer, identity, rope_frequencies
-from pretrained.bpe import check, join, sound
+from pretrained.bpe import join
 
 
 def swiglu(h):
@@ -46,8 +44,7 @@ def shapes_of(d, d_ff, depth, heads, _, vocab, positions):
     square = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (depth, d, d))
     return dict(token_embd=(abs(vocab), d), attn_norm=(depth, d), **square, ffn_norm=(depth, d),
                 ffn_gate=(depth, d_ff, d), ffn_down=(depth, d, d_ff), ffn_up=(depth, d_ff, d),
-                output_norm=(d,), rope=(positions, d // heads),
-                **{"output": (-vocab, d)} if vocab < 0 else {})
+                output_norm=(d,), rope=(positions, d // heads), output=(max(-vocab, 0), d))
 
 
 def read_model(path, dtype=np.float32):
@@ -56,21 +53,20 @@ def read_model(path, dtype=np.float32):
         *layer, name, _ = name.split(".")
         return arrays[name][tuple(map(int, layer[1:]))]
 
-    with sound(path), open(path, "rb") as file:
-        size, head = path.stat().st_size, struct.unpack("<7i", file.read(28))
-        d, d_ff, depth, heads, kv_heads, vocab, positions = head
-        check(min(*head[:5], abs(vocab), positions) > 0 == d % (2 * heads) and heads == kv_heads
-              and size == 28 + 4 * sum(map(math.prod, shapes_of(*head).values())),
-              f"{size} bytes are no model of the sizes {head}")
+    with sound(path) as file:
+        d, d_ff, depth, heads, kv_heads, vocab, length = head = struct.unpack("<7i", file.read(28))
+        check(min(*head[:5], abs(vocab), length) > 0 == d % (2 * heads) and heads == kv_heads
+              and path.stat().st_size == 28 + 4 * sum(map(math.prod, shapes_of(*head).values())),
+              f"truncated, or no model of the sizes {head}")
         arrays = {name: np.fromfile(file, "<f4", math.prod(shape)).reshape(shape).astype(dtype)
                   for name, shape in shapes_of(*head).items()}
         check(all(np.isfinite(a).all() for a in arrays.values()), "not all weights are finite")
-        return llama(get, abs(vocab), vocab > 0, depth, positions, d, d_ff, heads, heads)
+        return llama(get, abs(vocab), vocab > 0, depth, length, d, d_ff, heads, heads)
 
 
 def read_tokens(path, vocab_size):
     """tokenizer.bin as {token: (score, id)}, tokens as bytes. Raises ValueError for another."""
-    with sound(path), open(path, "rb") as file:
+    with sound(path) as file:
         data, at, tokens = file.read(1 << 26), 4, {}
         for i in range(vocab_size):
             score, n = struct.unpack_from("<fi", data, at)
@@ -78,7 +74,7 @@ def read_tokens(path, vocab_size):
             at += 8 + n
             tokens[data[at - n:at]] = score, i
         different = sum(i >= 259 for _, i in tokens.values())    # the bytes need not be
-        check(vocab_size >= 259 and different == vocab_size - 259 and at == len(data)
+        check(different == vocab_size - 259 and at == len(data)
               and data[:4] == struct.pack("<i", max(map(len, tokens))),
               f"no tokenizer of {vocab_size} different tokens, 259 or more")
     return tokens
