@@ -280,7 +280,7 @@ def block(x, layer, model, bias=None, attend=chunked_attention):
                for w in layer[:3])
     o, bias = attend(model.phi(q), model.phi(k), v, bias, partial(model.rope, theta=layer.theta),
                      model.normalize)
-    attended = x + np.tensordot(o, layer.w_o, ((-3, -1), (0, 1)))   # the sum over the heads
+    attended = x + (o @ layer.w_o).sum(axis=-3)
     h = h if model.parallel else model.norm(attended).reshape(h.shape)
     return attended + (model.activation(h @ layer.w_1) @ layer.w_2).reshape(x.shape), bias
 
@@ -290,7 +290,7 @@ def _embed_tokens(model, tokens, biases=None):
     tokens = np.asarray(tokens) if np.size(tokens) else np.zeros(np.shape(tokens), int)
     if tokens.ndim == 0 or tokens.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers (..., n), got {tokens.dtype} {tokens.shape}")
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < len(model.embed):
+    if ((tokens < 0) | (tokens >= len(model.embed))).any():
         raise IndexError(f"need 0 ≤ tokens < {len(model.embed)}: {tokens.min()} to {tokens.max()}")
     if model.max_length is not None and tokens.shape[-1] > model.max_length:
         raise ValueError(f"tokens {tokens.shape} are more than the model's {model.max_length}")

@@ -2,14 +2,15 @@
 
 The rule to take is `least_squares`. In words:
 
-1. Let the model write on from the context, a few times, and read the context a second time. Note
-   how those tokens attend to it: tokens that may come look much like them. What is read counts
-   twice as much as what is written.
+1. Let the model write on from the context, a few times, and read the context a second time, which
+   counts twice as much: tokens that may come look at the context much as these do.
 2. Keep the context's tokens one by one, in whichever head it helps most: the token whose attention
    explains most of what that head's output still lacks, relative to the stream. Every head has one.
+   Heads that have the same keys keep the same tokens.
 3. Share out each token that is not kept among those that are, in the positive parts that fit the
-   attention best (`fitted_bias`): this makes the kept tokens' weights. Given these, their values
-   are those that fit the outputs best. Heads that have the same keys keep the same tokens.
+   attention best (`fitted_bias`): so many tokens is a kept one worth.
+4. Layer by layer, move the kept tokens' values so that the converted model's stream comes out as in
+   context, by least squares: so each layer makes up for what those before it have missed.
 
 A rule takes `contexts` and the mean number m of rows for a head, and gives (landmarks, Bias) for
 each layer, for `converted`. A row holds d_k + d_v + 1 numbers, a token as it is one less.
@@ -20,53 +21,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iclca_ref import fitted_bias, log_random_features, softmax_attend, softmax_bias
-from linear_transformer import Bias, block, rotate_at, run_layers, softmax
+from iclca_ref import fitted_bias, log_random_features, softmax_bias
+from linear_transformer import Bias, Layer, Transformer, block, rotate_at, softmax
 
 TINY = 1e-30
 
 
 # ---- How tokens that may come look at a context --------------------------------------------------
 
+class After(NamedTuple):
+    """Texts that may come after a context, n tokens in all, and the model that reads them."""
+
+    model: Transformer
+    x: np.ndarray         # (n, d_model): embedded
+    position: np.ndarray  # (n,): their places, from 1 in each text
+    sees: np.ndarray      # (n, n): whether one sees the other, itself or before it in its own text
+
+
 class Context(NamedTuple):
     """One layer's context of m tokens, and how n others, which may come after it, look at it."""
 
+    layer: Layer
+    after: After
     q: np.ndarray          # (heads, ≤ 64, d_k): the context's last queries, turned to 1, 2, ...
     k: np.ndarray          # (heads, m, d_k): its keys, turned to 1−m ... 0
     v: np.ndarray          # (heads, m, d_v)
-    w_o: np.ndarray        # (heads, d_v, d_model)
     attention: np.ndarray  # (heads, n, m): what the others give to each of its tokens
-    o: np.ndarray          # (heads, n, d_v): what they are given in all, by their own texts too
-    weight: np.ndarray     # (n, 1): 1 / ‖x‖ of their stream, times √(share of their batch)
+    stream: np.ndarray     # (n, d_model): theirs after this attention
+    weight: np.ndarray     # (n, 1): √share / ‖x‖ of their stream before it
     plans: dict            # what `least_squares` has found out for all m
-
-
-def caches(model, tokens):
-    """Each layer's q, k, v of a context, as a Context has them."""
-    def attend(q, k, v, _, rope, normalize):
-        n, last = np.arange(k.shape[-2]) + 1, q[..., -64:, :]
-        return softmax_attend(q, k, v, None, rope)[0], (
-            rotate_at(last, rope, n[:64]), rotate_at(k, rope, n - len(n)), v)
-
-    return run_layers(model, tokens, attend=attend)[1]
-
-
-def looks(model, cached, share, tokens):
-    """By layer: how tokens (b, n) after a context look at it (heads, b n, m), o, their weight."""
-    x, found = model.embed[tokens], []
-    for layer, (_, k, v) in zip(model.layers, cached):
-        def attend(q, k_x, v_x, _, rope, normalize):
-            n, m = q.shape[-2], k.shape[-2]
-            q, k_x = (rotate_at(y, rope, np.arange(n) + 1) for y in (q, k_x))
-            own = np.where(np.tri(n), q @ k_x.mT, -np.inf)
-            p = softmax(np.concatenate([q @ k.mT, own], axis=-1) / k.shape[-1] ** 0.5)
-            o = p[..., :m] @ v + p[..., m:] @ v_x
-            return o, (p[..., :m], o)
-
-        weight = (share / (x * x).sum(axis=-1) / x[..., 0].size).reshape(-1, 1) ** 0.5
-        x, seen = block(x, layer, model, None, attend)
-        found.append((*(np.concatenate([*y], axis=-2) for y in seen), weight))
-    return found
 
 
 def contexts(model, tokens, *after, reader=None):
@@ -74,10 +57,28 @@ def contexts(model, tokens, *after, reader=None):
 
     `reader` reads those, the model if None: GPT-2 is another one at another place in a text.
     """
-    cached = caches(model, tokens)
-    seen = [looks(reader or model, cached, share, np.atleast_2d(batch)) for share, batch in after]
-    return [Context(*qkv, layer.w_o, *(np.concatenate(x, axis=-2) for x in zip(*batches)), {})
-            for qkv, layer, *batches in zip(cached, model.layers, *seen)]
+    texts, m, found = [(0, model, tokens)], len(tokens), []
+    texts += [(share / np.size(batch), reader or model, text)
+              for share, batch in after for text in np.atleast_2d(batch)]
+    number = np.repeat(np.arange(len(texts)), [len(text) for *_, text in texts])
+    position = np.concatenate([np.arange(len(text)) + 1 for *_, text in texts])
+    sees = (number[:, None] == number) & (position[:, None] >= position) | (number == 0)
+    sees[:m, m:], position[:m], share = False, position[:m] - m, [share for share, *_ in texts]
+    sees[:m, :m] = np.tri(m)
+    x = np.concatenate([reading.embed[text] for _, reading, text in texts])
+    after = After(model, x[m:], position[m:], sees[m:, m:])
+    for layer in model.layers:
+        def attend(q, k, v, _, rope, normalize):
+            last = rotate_at(q[:, :m][:, -64:], rope, np.arange(min(m, 64)) + 1)
+            q, k = (rotate_at(y, rope, position) for y in (q, k))
+            p = softmax(np.where(sees, q @ k.mT / k.shape[-1] ** 0.5, -np.inf))
+            return p @ v, (last, k[:, :m], v[:, :m], p[:, m:, :m],
+                           (x + np.tensordot(p @ v, layer.w_o, ((0, 2), (0, 1))))[m:])
+
+        weight = np.array(share)[number[m:], None] ** 0.5 / np.linalg.norm(x[m:], axis=1)[:, None]
+        x, seen = block(x, layer, model, None, attend)
+        found.append(Context(layer, after, *seen, weight, {}))
+    return found
 
 
 # ---- Rules ---------------------------------------------------------------------------------------
@@ -110,21 +111,30 @@ def planned(c, share):
     """The attention A (groups, n, m) of heads that share keys, and `pursuit` for each group."""
     if share not in c.plans:
         A = (c.attention * c.weight).astype(float).reshape(-1, share * len(c.weight), c.k.shape[-2])
-        w = c.w_o.astype(float).swapaxes(1, 2).reshape(len(A), -1, c.v.shape[-1])
+        w = c.layer.w_o.astype(float).swapaxes(1, 2).reshape(len(A), -1, c.v.shape[-1])
         V, gram = c.v[::share] @ np.linalg.qr(w, mode="r").mT, A.mT @ A    # VVᵀ = v W_O W_Oᵀ vᵀ
         c.plans[share] = A, *pursuit(gram, gram @ V)
     return c.plans[share]
 
 
-def with_best_values(bias, A, v, o, rows):
-    """A bias of r rows with the best values, given its weights, for n queries with outputs o.
+def mended(u, p, w_o, lacks, share):
+    """Values u (heads, r, d_v) moved, group after group, so that Σ_h p_h u_h W_h gives what lacks.
 
-    (1 + e_D) (ô − o) = e_N − o e_D, where e_D = A_R b_D − A 1 and e_N = A_R b_KV − A v: so b_KV is
-    least squares, min ‖A_R b_KV − (A v + o e_D)‖. A (n, m), v (m, d_v), o (n, d_v), rows (r,).
+    p (heads, n, r), w_o (heads, d_v, d_model), lacks (n, d_model); each `share` heads have the same
+    u. For each group least squares with a ridge, exact for heads alone, else a step towards it.
     """
-    A_R = A[:, rows]
-    left = A @ v + o * (A_R @ bias.d - A.sum(axis=-1))[:, None] - A_R @ bias.kv
-    return bias._replace(kv=bias.kv + np.linalg.lstsq(A_R, left, rcond=0.01)[0])
+    u = u.copy()
+    for mine in [np.s_[i:i + share] for i in range(0, len(u), share)] * 2:
+        P, W = p[mine], w_o[mine]
+        gram, metric = (P.mT @ P).sum(axis=0), (W @ W.mT).mean(axis=0)
+        ridge = (0.1 * np.trace(gram) / len(gram) + TINY) * np.eye(len(gram))
+        more = np.linalg.solve(gram + ridge, (P.mT @ lacks @ W.mT).sum(axis=0))
+        more = np.linalg.solve(metric, more.T).T
+        given = (P @ more @ W).sum(axis=0)
+        step = (given * lacks).sum() / ((given * given).sum() + TINY)
+        u[mine] += step * more
+        lacks = lacks - step * given
+    return u
 
 
 def least_squares(layers, m, share=1):
@@ -134,16 +144,28 @@ def least_squares(layers, m, share=1):
     gains[:, 0] = np.inf    # a row for every head; others count at most what those before gained
     best = np.argsort(-gains, axis=None, kind="stable")[:min(m, tokens) * len(gains)]
     budgets = np.bincount(best // tokens, minlength=len(gains)).reshape(len(layers), -1)
+    model, x, position, sees = layers[0].after
     for c, (A, order, _), budget in zip(layers, plans, budgets):
-        o = c.o.reshape(*A.shape[:2], -1)
-        z, kv = (np.zeros_like(x[:, :budget.max()]) for x in (c.k, c.v))
+        z, kv = (np.zeros_like(y[:, :budget.max()]) for y in (c.k, c.v))
         d = 0 * kv[..., 0]    # rows beyond a head's own budget weigh 0
         for i, rows in enumerate(rows[:n] for rows, n in zip(order, budget)):
             here = np.s_[i * share:(i + 1) * share, :len(rows)]
             z[here] = c.k[i * share, rows] / c.k.shape[-1] ** 0.25
-            v = c.v[i * share].astype(float)
-            kv[here], d[here] = with_best_values(fitted_bias(A[i], v, rows), A[i], v, o[i], rows)
-        made.append((z, Bias(kv, d)))
+            kv[here], d[here] = fitted_bias(A[i], c.v[i * share], rows)
+
+        def attend(q, k, v, _, rope, normalize):
+            q, k = (rotate_at(y, rope, position) / y.shape[-1] ** 0.25 for y in (q, k))
+            with np.errstate(divide="ignore"):
+                rows = q @ z.mT + np.log(d)[:, None]
+            p = softmax(np.concatenate([rows, np.where(sees, q @ k.mT, -np.inf)], axis=-1))
+            p, own = p[..., :rows.shape[-1]], p[..., rows.shape[-1]:] @ v
+            u, w_o = kv / np.where(d > 0, d, 1)[..., None], c.layer.w_o
+            lacks = c.stream - x - np.tensordot(p @ u + own, w_o, ((0, 2), (0, 1)))
+            u = mended(u, p * c.weight, w_o, lacks * c.weight, share)
+            return p @ u + own, Bias(u * d[..., None], d)
+
+        x, bias = block(x, c.layer, model, None, attend)
+        made.append((z, bias))
     return made
 
 
