@@ -3,7 +3,7 @@
 FOLDER holds stories15M.bin (60.8 MB, huggingface.co/karpathy/tinyllamas) and tokenizer.bin
 (github.com/karpathy/llama2.c); without it, a tiny random model in the same format is written and
 read. The contexts are stories that the model writes; kept.py says what the tables hold. The rules
-were chosen with --seed 5; the figures in results.md are those of the default, 1.
+were chosen with --seed 5; the figures in results.md are those of the default, 2.
 
     python docs/experiments/stories15m.py [FOLDER] [--prompt TEXT] [--generate N] [--seed SEED]
 """
@@ -60,7 +60,7 @@ def main(argv=None):
     parser.add_argument("folder", nargs="?", metavar="FOLDER", type=Path)
     parser.add_argument("--prompt", default="Tom liked to", metavar="TEXT", help="to continue")
     parser.add_argument("--generate", type=at_least(0), default=30, metavar="N", help="tokens (30)")
-    parser.add_argument("--seed", type=at_least(0), default=1, help="of the contexts; 5: to choose")
+    parser.add_argument("--seed", type=at_least(0), default=2, help="of the contexts; 5: to choose")
     a = parser.parse_args(argv)
     quick, rng = a.quick or not a.folder, np.random.default_rng(a.seed)
     with TemporaryDirectory() as folder:
