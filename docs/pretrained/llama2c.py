@@ -14,7 +14,7 @@ def swiglu(h):
 
 
 def llama(get, vocab, tied, depth, max_length, d, d_ff, heads, kv_heads, base=1e4, eps=1e-5):
-    """Llama, gains in the next matrices, key-value heads repeated; get(name, *shape): (to, from)."""
+    """Llama, its gains multiplied in, key-value heads repeated; get(name, *shape) is (to, from)."""
     def layer(i):
         def w(name, *shape):
             return get(f"blk.{i}.{name}.weight", *shape)
