@@ -78,10 +78,7 @@ def save_biases(path, biases, **more):
 
 
 def load(path, understand):
-    """understand(the arrays by name) of an uncompressed .npz file without pickles, if it is sound.
-
-    Memory and time are in proportion to the file's size, whatever it says of itself.
-    """
+    """understand(the arrays by name) of an uncompressed .npz file, at the cost of its real size."""
     with sound(path) as stream:
         size, file = stream.seek(0, os.SEEK_END), zipfile.ZipFile(stream)
         members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}

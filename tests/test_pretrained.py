@@ -82,6 +82,7 @@ WRONG += [("tiny.gguf", TINY.replace(old, new), message) for old, new, message i
     (b"smollm", b"smallm", "smallm"), (b"h e", b"h z", "merges"), (b"h e", b"h h", "merges"),
     (b"\1" + bytes(7) + b"b", b"\1" + bytes(7) + b"a", "token_embd.weight must"),
     (b"1.ffn_up.", b"1.ffn_no.", "1.ffn_up"), (b"1.ffn_up.", b"0.ffn_up.", "off its place"),
+    (b"context_length\4", b"context_length\6", "no model"),    # a float
     (PAIR, b"general.alignment", "by zero"), (PAIR, b"llama.block_count", "'block_count': 0"),
     (PAIR, b"llama.expert_used", "expert_used"), (b"\xae\x27", b"\0|", "no numbers"))]   # d = ∞
 WRONG += [("tiny.gguf", content, message) for content, message in (

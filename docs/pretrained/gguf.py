@@ -31,7 +31,7 @@ def read_header(file):
         if kind != ARRAY:
             return take(NUMBERS[kind])[0]
         kind, n = take("IQ")
-        return [value(kind) for _ in range(n)]
+        return [value(kind) for _ in range(n)] if kind == STRING else take(f"{n}{NUMBERS[kind]}")
 
     head, size = io.BytesIO(file.read(1 << 24)), file.seek(0, 2)
     check(take("4sI") in ((b"GGUF", 2), (b"GGUF", 3)), "no GGUF of version 2 or 3")

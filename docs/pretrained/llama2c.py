@@ -1,7 +1,6 @@
 """Models of Llama's kind as Transformers of ours; llama2.c's (Karpathy), such as stories15M."""
 import math
 import struct
-from functools import partial
 import numpy as np
 from biases_on_disk import check, sound
 from linear_transformer import Layer, Transformer, identity, rope_frequencies
@@ -14,13 +13,8 @@ def swiglu(h):
     return a * b / (1 + np.exp(np.minimum(-a, 80)))    # exp(80) still fits a float32
 
 
-def rms_norm(x, eps=1e-5):
-    """x / √(mean of squares + eps); the gains are in the matrices after it."""
-    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-
-
 def llama(get, vocab, tied, depth, max_length, d, d_ff, heads, kv_heads, base=1e4, eps=1e-5):
-    """Llama; get(name, *shape) is a matrix (to, from). Key-value heads are repeated."""
+    """Llama, its gains multiplied in, key-value heads repeated; get(name, *shape) is (to, from)."""
     def layer(i):
         def w(name, *shape):
             return get(f"blk.{i}.{name}.weight", *shape)
@@ -36,7 +30,8 @@ def llama(get, vocab, tied, depth, max_length, d, d_ff, heads, kv_heads, base=1e
     theta = rope_frequencies(d_k, base).astype(embed.dtype)
     unembed = (embed if tied else get("output.weight", vocab, d)) * get("output_norm.weight", d)
     return Transformer(embed, tuple(map(layer, range(depth))), unembed.T, phi=identity,
-                       norm=partial(rms_norm, eps=eps), activation=swiglu, max_length=max_length)
+                       norm=lambda x: x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps),
+                       activation=swiglu, max_length=max_length)
 
 
 def shapes_of(d, d_ff, depth, heads, _, vocab, positions):
