@@ -192,7 +192,7 @@ def test_self_study_is_what_the_model_draws_after_the_whole_context():
 
 
 def test_the_texts_name_their_facts_and_no_word_is_in_two_parts():
-    parts = [smollm2.read_texts(part) for part in ("choices", "earlier", "test")]
+    parts = [smollm2.read_texts(part) for part in ("choices", "earlier", "second", "test")]
     for texts, tasks in parts:
         assert len(texts) >= 6 and all(len(questions) == 3 for _, questions in texts)
         assert all(fact.strip() in text for text, questions in texts for _, fact, _ in questions)
