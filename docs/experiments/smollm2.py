@@ -148,8 +148,7 @@ def run(doc, read, place=anywhere, argv=None):
     cli.add_argument("path", nargs="?", metavar="PATH", type=Path)
     cli.add_argument("--prompt", metavar="TEXT", help="continue this, and print no tables")
     cli.add_argument("--generate", type=at_least(0), default=20, metavar="N", help="tokens (20)")
-    cli.add_argument("--part", choices=["test", "choices", "earlier"],
-                     default="test", help="of the texts")
+    cli.add_argument("--part", choices=["choices", "earlier", "second", "test"], default="test")
     a = cli.parse_args(argv)
     quick, rng, began = a.quick or not a.path, np.random.default_rng(0), time.perf_counter()
     if quick:
