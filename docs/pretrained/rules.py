@@ -57,15 +57,14 @@ def contexts(model, tokens, *after, reader=None):
 
     `reader` reads those, the model if None: GPT-2 is another one at another place in a text.
     """
-    texts, m, found = [(0, model, tokens)], len(tokens), []
-    texts += [(share / np.size(batch), reader or model, text)
-              for share, batch in after for text in np.atleast_2d(batch)]
-    number = np.repeat(np.arange(len(texts)), [len(text) for *_, text in texts])
-    position = np.concatenate([np.arange(len(text)) + 1 for *_, text in texts])
-    sees = (number[:, None] == number) & (position[:, None] >= position) | (number == 0)
-    sees[:m, m:], position[:m], share = False, position[:m] - m, [share for share, *_ in texts]
-    sees[:m, :m] = np.tri(m)
-    x = np.concatenate([reading.embed[text] for _, reading, text in texts])
+    texts = [(share / np.size(batch), text) for share, batch in after
+             for text in np.atleast_2d(batch)]
+    m, n, reader, found = len(tokens), [len(text) for _, text in texts], reader or model, []
+    number = np.repeat(np.arange(len(n) + 1), [m, *n])    # 0 is the context, which all others see
+    position = np.concatenate([np.arange(1 - m, 1), *(np.arange(k) + 1 for k in n)])
+    sees = (position[:, None] >= position) & ((number[:, None] == number) | (number == 0))
+    share = np.repeat([share for share, _ in texts], n)[:, None]
+    x = np.concatenate([model.embed[tokens], *(reader.embed[text] for _, text in texts)])
     after = After(model, x[m:], position[m:], sees[m:, m:])
     for layer in model.layers:
         def attend(q, k, v, _, rope, normalize):
@@ -75,7 +74,7 @@ def contexts(model, tokens, *after, reader=None):
             return p @ v, (last, k[:, :m], v[:, :m], p[:, m:, :m],
                            (x + np.tensordot(p @ v, layer.w_o, ((0, 2), (0, 1))))[m:])
 
-        weight = np.array(share)[number[m:], None] ** 0.5 / np.linalg.norm(x[m:], axis=1)[:, None]
+        weight = share**0.5 / np.linalg.norm(x[m:], axis=-1, keepdims=True)
         x, seen = block(x, layer, model, None, attend)
         found.append(Context(layer, after, *seen, weight, {}))
     return found
