@@ -129,7 +129,7 @@ def mended(u, p, w_o, lacks, share):
         ridge = (0.1 * np.trace(gram) / len(gram) + TINY) * np.eye(len(gram))
         more = np.linalg.solve(gram + ridge, (P.mT @ lacks @ W.mT).sum(axis=0))
         more = np.linalg.solve(metric, more.T).T
-        given = (P @ more @ W).sum(axis=0)
+        given = (P @ (more @ W)).sum(axis=0)
         step = (given * lacks).sum() / ((given * given).sum() + TINY)
         u[mine] += step * more
         lacks = lacks - step * given
