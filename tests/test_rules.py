@@ -48,6 +48,7 @@ def test_the_attention_that_a_context_gets_is_the_attention_in_the_whole_text():
         np.testing.assert_allclose(c.attention, seen[i][:, M:, :M], atol=1e-12)
         weight = (3 / len(REST)) ** 0.5 / np.linalg.norm(streams[2 * i], axis=-1, keepdims=True)
         np.testing.assert_allclose(c.weight, weight)
+        np.testing.assert_allclose(c.stream, streams[2 * i + 1])
 
 
 def test_several_batches_are_read_each_by_itself_and_count_by_their_shares():
