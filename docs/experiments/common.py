@@ -35,8 +35,7 @@ def told(main):                  # main, for which a file that is not sound is o
         except BrokenPipeError:
             raise
         except (MemoryError, OSError, ValueError) as error:
-            why = str(error) or "not enough memory"
-            progress(f"{Path(main.__code__.co_filename).name}: {why}")
+            progress(f"{Path(main.__code__.co_filename).name}: {str(error) or 'not enough memory'}")
             return 2
     return run
 

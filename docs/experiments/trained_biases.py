@@ -16,11 +16,8 @@ ARMS = {"none": None,
         "b_KV alone": lambda biases: [Bias(kv, 0 * d) for kv, d in biases],
         "b_D >= 0": lambda biases: [Bias(kv, np.maximum(d, 0)) for kv, d in biases],
         "b_D signed": lambda biases: biases}
+ZEROS = [Bias(np.zeros((2, 16, 16), np.float32), np.zeros((2, 16), np.float32))] * 2   # by layer
 COLUMNS = "half", "99%", "last loss", "worst loss", "accuracy"
-
-
-def zero_biases():   # one for each of the two layers
-    return [Bias(*(np.zeros(s, np.float32) for s in ((2, 16, 16), (2, 16)))) for _ in range(2)]
 
 
 def run(seed, constrain, steps):
@@ -28,9 +25,9 @@ def run(seed, constrain, steps):
     never), the mean of the last 50 losses, the worst of the second half, the last accuracy.
     """
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
-    losses, found, start = [], [0.0], constrain and zero_biases()
-    for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, biases=start,
-                                              constrain=constrain):
+    losses, found = [], [0.0]
+    for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, constrain=constrain,
+                                              biases=constrain and ZEROS):
         losses.append(loss)
         if step % 10 == 0:
             logits, _ = forward(model, asked(context), biases)
@@ -51,7 +48,7 @@ def learn_a_context(model, rng, steps):
     """Biases trained on the model's in-context answers to prompts of six tokens: (steps, KL on 100
     other prompts, each layer's cosine with the exact b_KV); the exact biases come last.
     """
-    exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), zero_biases(), None
+    exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), ZEROS, None
     def answers(tokens, biases):
         return softmax(forward(model, tokens, biases)[0])
     def now(biases):

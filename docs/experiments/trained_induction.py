@@ -29,7 +29,7 @@ def texts(rng, n, length):
 
 
 def asked(context):   # the texts (n, m) with the question after them: (n, m + 1)
-    return np.concatenate([context, np.full((len(context), 1), TRIGGER)], axis=1)
+    return np.pad(context, [(0, 0), (0, 1)], constant_values=TRIGGER)
 
 
 def random_model(rng, dtype=np.float32):   # with small logits: it begins with an honest guess
@@ -49,11 +49,9 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b):
         done = step / steps
         n = round(np.interp(done, (0.2, 0.7), (min(25, length), length)))
         context, _, answers = texts(rng, BATCH, n)
-        targets = np.full((BATCH, n + 1), -1)
-        targets[:, -1] = answers
-        loss, d_model, d_biases = loss_and_gradients(model, asked(context), targets, biases)
+        targets = np.pad(answers[:, None], [(0, 0), (n, 0)], constant_values=-1)
+        loss, *d = loss_and_gradients(model, asked(context), targets, biases)
         now = rate * min(1, (step + 1) / 50) * float(0.525 + 0.475 * np.cos(np.pi * done))
-        d = d_model, biases and d_biases
         (model, biases), moments = adam((model, biases), d, now, moments)
         biases = biases and constrain(biases)
         yield step + 1, n, float(loss), model, biases
@@ -103,9 +101,9 @@ def where_heads_look(model, rng, length, n=500):
         rows = weights[:, text, :, i]                                        # (n, 2, 2, m)
         largest = rows.argmax(axis=-1) == j[:, None, None]
         print(name)
-        for layer, head in np.ndindex(largest.shape[1:]):
-            print(f"  layer {layer + 1}, head {head + 1}{rows[text, layer, head, j].mean():>10.3f}"
-                  f"{largest[:, layer, head].mean():>8.0%}")
+        for (layer, head), mean in np.ndenumerate(rows[text, :, :, j].mean(axis=0)):
+            share = largest[:, layer, head].mean()
+            print(f"  layer {layer + 1}, head {head + 1}{mean:>10.3f}{share:>8.0%}")
 
 
 def main(argv=None):
@@ -122,8 +120,7 @@ def main(argv=None):
         print(f"{name:12}" + "".join(map("{:>10.2%}".format, shares)) + f"   paper {paper}")
     print("\nlargest difference of logits, in context and converted")
     for dtype in np.float64, np.float32:
-        cast = (mapped(lambda a: a.astype(dtype), model) for model in models)
-        logits = (last_logits(model, context[:200]) for model in cast)
+        logits = (last_logits(mapped(lambda a: a.astype(dtype), m), context[:200]) for m in models)
         print(f"{dtype.__name__:12}" + "".join(f"{abs(x[0] - x[2]).max():>10.1e}" for x in logits))
     print("\naccuracy by length, in context / converted")
     for m in length, length * 3 // 2, length * 2:
