@@ -48,3 +48,9 @@ def start(main):                 # main(), also without UTF-8, and if nobody rea
     except OSError:              # another flush, at the exit, would fail again
         os._exit(1)
     sys.exit(code)
+
+
+def script(main):                # a decorator: starts main if its file is run, and not imported
+    if main.__module__ == "__main__":
+        start(main)
+    return main

@@ -11,7 +11,7 @@ five random tokens stand before the trigger.
 """
 from collections import defaultdict
 import numpy as np
-from common import command_line, mean_and_error, start
+from common import command_line, mean_and_error, script
 from backward import loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import check_shapes, chunked_attention, forward, rotate_at
@@ -110,6 +110,7 @@ def gradient_and_biases(model, contexts, answers):
     return [-cosine(*(x.kv.reshape(len(ask), -1) for x in pair)).mean() for pair in zip(d, exact)]
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
     parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
@@ -134,7 +135,3 @@ def main(argv=None):
     for name, values in rows.items():
         print(f"{name:23}" + "".join(f"{m:>6.2f}±{e:.2f}" if m == m else f"{'-':>11}"
                                      for m, e in zip(*mean_and_error(values))))
-
-
-if __name__ == "__main__":
-    start(main)

@@ -7,7 +7,7 @@ arms. Then biases alone are trained to give a frozen model's in-context answers.
 """
 from itertools import product
 import numpy as np
-from common import command_line, mean_and_error, progress, start
+from common import command_line, mean_and_error, progress, script
 from backward import adam, gradients
 from iclca_ref import iclca
 from linear_transformer import Bias, forward, softmax
@@ -69,6 +69,7 @@ def learn_a_context(model, rng, steps):
     yield "converted", *now(exact)
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, "2 seeds, 20 steps; 30 steps").parse_args(argv).quick
     seeds, steps, learn = (2, 20, 30) if quick else (10, SHORT["steps"], 600)
@@ -87,7 +88,3 @@ def main(argv=None):
     print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
     for row in learn_a_context(model, np.random.default_rng(0), learn):
         print("{:>9}{:>10.4f}{:>12.2f}{:>11.2f}".format(*row), flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

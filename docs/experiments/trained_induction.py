@@ -10,7 +10,7 @@ answer in 44. Then its accuracy with the text in context, without it, and conver
 import time
 from functools import cache
 import numpy as np
-from common import at_least, command_line, progress, start
+from common import at_least, command_line, progress, script
 from backward import adam, loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, random_transformer, rotate_at
@@ -106,6 +106,7 @@ def where_heads_look(model, rng, length, n=500):
             print(f"  layer {layer + 1}, head {head + 1}{mean:>10.3f}{share:>8.0%}")
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
     parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
@@ -129,7 +130,3 @@ def main(argv=None):
         print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in np.mean(right, axis=-1)))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
     where_heads_look(models[0], rng, length)
-
-
-if __name__ == "__main__":
-    start(main)
