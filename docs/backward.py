@@ -135,7 +135,7 @@ def adam(tree, gradients, rate, moments=None, betas=(0.9, 0.98), clip=1.0):
     """One step of Adam, of gradients clipped to norm `clip`: the tree, the moments for the next."""
     t, m, v = moments or (0, *[mapped(np.zeros_like, tree)] * 2)
     squares, t, (b1, b2) = [], t + 1, betas
-    mapped(lambda g: squares.append(float((g * g).sum())), gradients)
+    mapped(lambda _, g: squares.append(float((g * g).sum())), tree, gradients)
     scale = min(1.0, clip / max(sum(squares) ** 0.5, 1e-30))
     m = mapped(lambda m, g: b1 * m + (1 - b1) * scale * g, m, gradients)
     v = mapped(lambda v, g: b2 * v + (1 - b2) * (scale * g) ** 2, v, gradients)

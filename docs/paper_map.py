@@ -35,26 +35,18 @@ def uses(name):   # what it mentions of the modules; of Bias only the methods in
     return names & OWN.keys() | ({"rotate_at"} if ".turned" in names else set())
 
 
-def needs(name):
-    """The names that `name` needs, those that these need, ..., and `check_shapes`."""
-    found, new = {"check_shapes"}, {name}
-    while new:
-        found |= new
-        new = set().union(*map(uses, new)) - found
-    return found - {name}
-
-
-def in_order(names):   # as the modules define them
-    return [name for name in OWN if name in names]
+def needs(name):   # itself, the names that it needs, those that these need, ...; check_shapes too
+    found = {name, "check_shapes"}.union(*map(needs, uses(name) - {name}))
+    return [other for other in OWN if other in found]   # in the modules' order
 
 
 def page(text):
     """The page with its table of functions, and each `name` of the modules linked to its line."""
     text = text.split(TABLE)[0] + TABLE
     for name in (n for n in OWN if inspect.isfunction(OWN[n]) and n[0] != "_"):
-        others, one_file = in_order(needs(name) - {"check_shapes"}), {OWN[name].__module__}
+        others = [other for other in needs(name) if other not in (name, "check_shapes")]
         copied = ", ".join(f"`{o}`" for o in others) if len(others) <= 3 else \
-            "the file" if {OWN[o].__module__ for o in others} <= one_file else "both files"
+            "the file" if len({OWN[o].__module__ for o in needs(name)}) == 1 else "both files"
         text += f"| `{name}` | {copied or 'nothing'} |\n"
     return re.sub(r"\[?`(\w+)`(?:\]\(\.\./\w+\.py#L\d+\))?", lambda m: m[0] if m[1] not in OWN else
                   f"[`{m[1]}`](../{OWN[m[1]].__module__}.py#L{LINES[m[1]]})", text)

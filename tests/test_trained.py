@@ -68,7 +68,7 @@ def test_the_settings_differ_in_what_they_say_and_the_step_learns_its_answer():
 
 
 def test_training_is_repeated_bit_by_bit_and_the_biases_are_constrained():
-    start, constrain = trained_biases.zero_biases(), trained_biases.ARMS["b_D >= 0"]
+    start, constrain = trained_biases.ZEROS, trained_biases.ARMS["b_D >= 0"]
     one, other = (flat([*train(3, 8, 2, 1e-2, start, constrain)][-1][3:]) for _ in range(2))
     assert all((x == y).all() for x, y in zip(one, other))
     assert all(kv.any() and (d >= 0).all() for kv, d in (one[-4:-2], one[-2:]))

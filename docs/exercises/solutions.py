@@ -89,9 +89,8 @@ def trained_output(W0, X, Y, x, eta, steps):
 
 def step_weights(W0, eta, n):
     n_y, n_x = W0.shape
-    w_k, w_v = np.zeros((2, n_x + n_y, n_x + n_y))
-    w_k[:n_x, :n_x] = np.eye(n_x)
-    w_v[n_x:] = np.hstack([W0, -np.eye(n_y)]) * (eta / n)
+    w_k = np.diag([1.0] * n_x + [0.0] * n_y)
+    w_v = np.pad(np.hstack([W0, -np.eye(n_y)]) * (eta / n), [(n_x, 0), (0, 0)])
     return w_k, w_k, w_v, np.eye(n_x + n_y)
 
 def equalizing_gamma(first, second):

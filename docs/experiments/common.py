@@ -35,8 +35,7 @@ def told(main):                  # main, for which a file that is not sound is o
         except BrokenPipeError:
             raise
         except (MemoryError, OSError, ValueError) as error:
-            why = str(error) or "not enough memory"
-            progress(f"{Path(main.__code__.co_filename).name}: {why}")
+            progress(f"{Path(main.__code__.co_filename).name}: {str(error) or 'not enough memory'}")
             return 2
     return run
 
@@ -49,3 +48,9 @@ def start(main):                 # main(), also without UTF-8, and if nobody rea
     except OSError:              # another flush, at the exit, would fail again
         os._exit(1)
     sys.exit(code)
+
+
+def script(main):                # a decorator: starts main if its file is run, and not imported
+    if main.__module__ == "__main__":
+        start(main)
+    return main

@@ -7,7 +7,7 @@ as the last layer sees it, median over the tasks. At the end a trained recurrent
     python docs/experiments/deeper_layers.py [--quick]
 """
 import numpy as np
-from common import command_line, start
+from common import command_line, script
 from iclca_ref import gd_plus_plus_weights, lsa
 from one_gd_step import D, N, average, loss_and_gradients, tasks, train
 
@@ -39,6 +39,7 @@ def tune(layers, batch, best, factor=1.5):
     return best
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, quick="K up to 3, few tasks, no training").parse_args(argv).quick
     rng = np.random.default_rng(0)
@@ -57,7 +58,3 @@ def main(argv=None):
                         steps=6_000, batch=256, rate=0.005, clip=1.0)   # two layers can blow up
         found = loss_and_gradients(*weights, 2, *test)[0]
         print(f"\nrecurrent layer, trained, used twice: {average(found)}")
-
-
-if __name__ == "__main__":
-    start(main)

@@ -7,7 +7,7 @@ by `chunked_attention` and summed by `attention_bias`, and of the last 100 outpu
 """
 from functools import partial
 import numpy as np
-from common import command_line, start
+from common import command_line, script
 from iclca_ref import attention_bias
 from linear_transformer import chunked_attention, rope, rope_frequencies
 HEADS, D = 2, 16
@@ -21,6 +21,7 @@ def columns(q, k, v, rotated, dtype):
     return carried.kv, attention_bias(k, v, rope=turn).kv, o[:, -100:]
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, quick="up to 10,000 tokens").parse_args(argv).quick
     rng = np.random.default_rng(0)
@@ -34,7 +35,3 @@ def main(argv=None):
             row = (np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(*found))
             print("{:>8}  {:12}{:>15.1f}{:>15.1f}{:>10.1f}".format(
                 n, how, *(x / np.finfo(np.float32).eps for x in row)), flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

@@ -11,11 +11,11 @@ five random tokens stand before the trigger.
 """
 from collections import defaultdict
 import numpy as np
-from common import command_line, mean_and_error, start
-from backward import loss_and_gradients
+from common import command_line, mean_and_error, script
+from backward import loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import check_shapes, chunked_attention, forward, rotate_at
-from trained_induction import QUICK, SHORT, TRIGGER, random_model, texts, trained
+from trained_induction import QUICK, SHORT, TRIGGER, asked, random_model, texts, trained
 RATE = 1   # of 0.1, 0.3, 1 and 3 the one by which a trained model, on other texts, learns best
 
 
@@ -85,8 +85,7 @@ def settings(model, rng, n, length):   # n texts, their answers (n,), the output
     context, _, answers = texts(rng, n, m)
     other_text, place, _ = texts(rng, n, m)               # with the same answer
     other_text[np.arange(n), place + 1] = answers
-    prompts = np.full((n, length), TRIGGER)
-    prompts[:, :-1] = rng.integers(0, TRIGGER, (n, length - 1))
+    prompts = asked(rng.integers(0, TRIGGER, (n, length - 1)))
     other = (answers + rng.integers(1, TRIGGER, n)) % TRIGGER
     return context, answers, {
         "zero-shot": after(context[:, :0]), "in context": after(context),
@@ -106,12 +105,12 @@ def measures(answers, zero_shot, icl, other):
 
 def gradient_and_biases(model, contexts, answers):
     """By layer, the mean cosine of −∂L/∂b_KV at b = 0 for "trigger → answer" with iclca's b_KV."""
-    downhill = ([-g.kv.ravel() for g in loss_and_gradients(model, [TRIGGER], [answer])[2]]
-                for answer in answers)
-    exact = ([b.kv.ravel() for b in iclca(model, context)] for context in contexts)
-    return np.mean([cosine(np.array(g), np.array(b)) for g, b in zip(downhill, exact)], axis=0)
+    exact, ask = iclca(model, contexts), asked(contexts[:, :0])
+    _, _, d = loss_and_gradients(model, ask, answers[:, None], mapped(np.zeros_like, exact))
+    return [-cosine(*(x.kv.reshape(len(ask), -1) for x in pair)).mean() for pair in zip(d, exact)]
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, "one model, trained for 300 steps, and 20 texts")
     parser.add_argument("--prompt", type=int, default=1, choices=range(1, 11), help="its tokens")
@@ -136,7 +135,3 @@ def main(argv=None):
     for name, values in rows.items():
         print(f"{name:23}" + "".join(f"{m:>6.2f}±{e:.2f}" if m == m else f"{'-':>11}"
                                      for m, e in zip(*mean_and_error(values))))
-
-
-if __name__ == "__main__":
-    start(main)

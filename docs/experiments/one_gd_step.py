@@ -7,7 +7,7 @@ from small random W_Q, W_K, W_V, P and is trained with Adam on fresh tasks; the 
     python docs/experiments/one_gd_step.py [--quick]
 """
 import numpy as np
-from common import command_line, mean_and_error, start
+from common import command_line, mean_and_error, script
 from backward import adam
 from iclca_ref import LSA, gd_weights, lsa
 N, D = 10, 10
@@ -73,6 +73,7 @@ def average(x):   # the mean over the tasks, and its standard error
     return "{:.4f} ± {:.1g}".format(*mean_and_error(x))
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, quick="300 steps instead of 5,000").parse_args(argv).quick
     steps, batch, tests = (300, 256, 5_000) if quick else (5_000, 512, 50_000)
@@ -104,7 +105,3 @@ def main(argv=None):
     print("\nW_Kᵀ W_Q, trained" + " " * 11 + "and constructed")
     for rows in zip(*map(picture, (scores * np.sign(scores.trace()), step.w_k.T @ step.w_q))):
         print("|{}|    |{}|".format(*rows))
-
-
-if __name__ == "__main__":
-    start(main)

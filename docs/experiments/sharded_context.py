@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from time import perf_counter
 import numpy as np
-from common import at_least, command_line, start
+from common import at_least, command_line, script
 from iclca_ref import attention_bias, iclca
 from linear_transformer import Bias, block, random_transformer, run_layers
 
@@ -53,6 +53,7 @@ def convert(model, shards, executor, streams, biases=None):
     return converted
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, quick="2 shards, 1,000 tokens")
     parser.add_argument("--shards", type=at_least(1), nargs="+", default=[4, 2, 1])
@@ -72,7 +73,3 @@ def main(argv=None):
     began, (b, *_) = perf_counter(), expected
     scan([n] * 1000, [b] * 1000, b, partial(model.rope, theta=model.layers[0].theta))
     print(f"scan of 1,000 Biases, {b.kv.nbytes + b.d.nbytes} bytes: {perf_counter() - began:.3f} s")
-
-
-if __name__ == "__main__":
-    start(main)

@@ -8,7 +8,7 @@ with the others merged into the nearest, and with `fitted_bias`, as 64 other tok
 """
 from functools import partial
 import numpy as np
-from common import command_line, start
+from common import command_line, script
 import linear_transformer as lt
 from iclca_ref import fitted_bias, log_random_features, softmax_attend, softmax_bias
 M, N, LAYERS, HEADS, D, SIZES = 64, 16, 4, 4, 16, (8, 16, 32, 64, 256, 1024)
@@ -42,6 +42,7 @@ def converted(kind, m, rng, k, v, attention):
     return None if kind == "dropped" else (bias, lambda x: x @ z.mT / D ** 0.25)
 
 
+@script
 def main(argv=None):
     models = 2 if command_line(__doc__, quick="2 models, not 20").parse_args(argv).quick else 20
     print(f"error of the logits, mean of {models} models ± standard error; {M} + {N} tokens\n")
@@ -61,7 +62,3 @@ def main(argv=None):
             cells = zip(np.mean(errors, axis=0), np.std(errors, axis=0) / models ** 0.5)
             cells = (f"{e:.3f}±{s:.3f}" if e > 5e-4 else f"{e:.0e}" for e, s in cells)
             print(f"{sharpness:>9}  {kind:<8}" + "".join(map("{:>13}".format, cells)), flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

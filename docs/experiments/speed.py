@@ -8,7 +8,7 @@ import tracemalloc
 from functools import partial
 from timeit import timeit
 import numpy as np
-from common import command_line, start
+from common import command_line, script
 import linear_transformer as lt
 from iclca_ref import iclca
 HEADS, D = 8, 64
@@ -84,13 +84,10 @@ def models(rng, flops, lengths, repeat):
               f"{token / alone:>16.2f}")
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, quick="short texts, one run each").parse_args(argv).quick
     rng, lengths = np.random.default_rng(0), (64, 256) if quick else (64, 256, 1024, 4096)
     flops = attention(rng, *((1024, 512, 1) if quick else (8192, 2048, 7)))
     forms(rng, lengths, 1 if quick else 3)
     models(rng, flops, lengths, 1 if quick else 7)
-
-
-if __name__ == "__main__":
-    start(main)

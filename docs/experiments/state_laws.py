@@ -4,7 +4,7 @@ Explained in docs/check_your_cache.md. python docs/experiments/state_laws.py [--
 """
 from functools import partial
 import numpy as np
-from common import command_line, start
+from common import command_line, script
 from linear_transformer import Bias, Layer, forward, random_transformer, rope, rope_frequencies
 TURN = partial(rope, theta=rope_frequencies(16))
 FAULTS = {   # what each makes of run(t, s), t (batch, n) the tokens, s the state
@@ -87,6 +87,7 @@ def check(run, tokens, splits, limit, padded=None):
         yield law, worst, guess if bad else "holds", bad
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, quick="three splits instead of eight").parse_args(argv).quick
     splits = (1, 32, 33) if quick else (1, 2, 31, 32, 33, 63, 64, 65)
@@ -99,7 +100,3 @@ def main(argv=None):
         print(f"\n{name:<63}fails after")
         for row in check(partial(fault, partial(forward, model)), tokens, splits, 20 * noise):
             print("  {:<19}{:>9.1e}  {:<33}{}".format(*row), flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

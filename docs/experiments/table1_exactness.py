@@ -8,7 +8,7 @@ its standard error. The shapes of the paper's models are not known to us, ours a
 """
 import time
 import numpy as np
-from common import command_line, progress, start
+from common import command_line, progress, script
 from iclca_ref import iclca
 from linear_transformer import forward, random_transformer
 M, N = 60, 20
@@ -34,6 +34,7 @@ def measure(vocab_size, d_model, n_layers, n_heads, prompts, dtype):
     return sum(w.size for w in weights), np.array(errors)
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, quick="the smallest size alone, 10 prompts")
     parser.add_argument("--largest", action="store_true",
@@ -49,7 +50,3 @@ def main(argv=None):
             cells += [f"{mean[0]:.1e} ±{deviation[0]:.0e}"]
         print(f"{size:>13,}{sizes[1]:>9}{sizes[2]:>8}{prompts:>9}{cells[0]:>16}{paper:>9}"
               f"{''.join(cells[1:]):>16}{mean[1]:>9.2f}", flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

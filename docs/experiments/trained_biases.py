@@ -7,7 +7,7 @@ arms. Then biases alone are trained to give a frozen model's in-context answers.
 """
 from itertools import product
 import numpy as np
-from common import command_line, mean_and_error, progress, start
+from common import command_line, mean_and_error, progress, script
 from backward import adam, gradients
 from iclca_ref import iclca
 from linear_transformer import Bias, forward, softmax
@@ -16,11 +16,8 @@ ARMS = {"none": None,
         "b_KV alone": lambda biases: [Bias(kv, 0 * d) for kv, d in biases],
         "b_D >= 0": lambda biases: [Bias(kv, np.maximum(d, 0)) for kv, d in biases],
         "b_D signed": lambda biases: biases}
+ZEROS = [Bias(np.zeros((2, 16, 16), np.float32), np.zeros((2, 16), np.float32))] * 2   # by layer
 COLUMNS = "half", "99%", "last loss", "worst loss", "accuracy"
-
-
-def zero_biases():   # one for each of the two layers
-    return [Bias(*(np.zeros(s, np.float32) for s in ((2, 16, 16), (2, 16)))) for _ in range(2)]
 
 
 def run(seed, constrain, steps):
@@ -28,9 +25,9 @@ def run(seed, constrain, steps):
     never), the mean of the last 50 losses, the worst of the second half, the last accuracy.
     """
     context, _, answers = texts(np.random.default_rng([seed, 1]), 256, SHORT["length"])
-    losses, found, start = [], [0.0], constrain and zero_biases()
-    for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, biases=start,
-                                              constrain=constrain):
+    losses, found = [], [0.0]
+    for step, _, loss, model, biases in train(seed, **SHORT | {"steps": steps}, constrain=constrain,
+                                              biases=constrain and ZEROS):
         losses.append(loss)
         if step % 10 == 0:
             logits, _ = forward(model, asked(context), biases)
@@ -51,7 +48,7 @@ def learn_a_context(model, rng, steps):
     """Biases trained on the model's in-context answers to prompts of six tokens: (steps, KL on 100
     other prompts, each layer's cosine with the exact b_KV); the exact biases come last.
     """
-    exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), zero_biases(), None
+    exact, biases, moments = iclca(model, texts(rng, 1, SHORT["length"])[0][0]), ZEROS, None
     def answers(tokens, biases):
         return softmax(forward(model, tokens, biases)[0])
     def now(biases):
@@ -72,6 +69,7 @@ def learn_a_context(model, rng, steps):
     yield "converted", *now(exact)
 
 
+@script
 def main(argv=None):
     quick = command_line(__doc__, "2 seeds, 20 steps; 30 steps").parse_args(argv).quick
     seeds, steps, learn = (2, 20, 30) if quick else (10, SHORT["steps"], 600)
@@ -90,7 +88,3 @@ def main(argv=None):
     print(f"\na context learned\n\n{'steps':>9}{'KL':>10}{'cosine 1':>12}{'cosine 2':>11}")
     for row in learn_a_context(model, np.random.default_rng(0), learn):
         print("{:>9}{:>10.4f}{:>12.2f}{:>11.2f}".format(*row), flush=True)
-
-
-if __name__ == "__main__":
-    start(main)

@@ -10,7 +10,7 @@ answer in 44. Then its accuracy with the text in context, without it, and conver
 import time
 from functools import cache
 import numpy as np
-from common import at_least, command_line, progress, start
+from common import at_least, command_line, progress, script
 from backward import adam, loss_and_gradients, mapped
 from iclca_ref import iclca
 from linear_transformer import chunked_attention, forward, random_transformer, rotate_at
@@ -29,7 +29,7 @@ def texts(rng, n, length):
 
 
 def asked(context):   # the texts (n, m) with the question after them: (n, m + 1)
-    return np.concatenate([context, np.full((len(context), 1), TRIGGER)], axis=1)
+    return np.pad(context, [(0, 0), (0, 1)], constant_values=TRIGGER)
 
 
 def random_model(rng, dtype=np.float32):   # with small logits: it begins with an honest guess
@@ -49,11 +49,9 @@ def train(seed, length, steps, rate, biases=None, constrain=lambda b: b):
         done = step / steps
         n = round(np.interp(done, (0.2, 0.7), (min(25, length), length)))
         context, _, answers = texts(rng, BATCH, n)
-        targets = np.full((BATCH, n + 1), -1)
-        targets[:, -1] = answers
-        loss, d_model, d_biases = loss_and_gradients(model, asked(context), targets, biases)
+        targets = np.pad(answers[:, None], [(0, 0), (n, 0)], constant_values=-1)
+        loss, *d = loss_and_gradients(model, asked(context), targets, biases)
         now = rate * min(1, (step + 1) / 50) * float(0.525 + 0.475 * np.cos(np.pi * done))
-        d = d_model, biases and d_biases
         (model, biases), moments = adam((model, biases), d, now, moments)
         biases = biases and constrain(biases)
         yield step + 1, n, float(loss), model, biases
@@ -103,11 +101,12 @@ def where_heads_look(model, rng, length, n=500):
         rows = weights[:, text, :, i]                                        # (n, 2, 2, m)
         largest = rows.argmax(axis=-1) == j[:, None, None]
         print(name)
-        for layer, head in np.ndindex(largest.shape[1:]):
-            print(f"  layer {layer + 1}, head {head + 1}{rows[text, layer, head, j].mean():>10.3f}"
-                  f"{largest[:, layer, head].mean():>8.0%}")
+        for (layer, head), mean in np.ndenumerate(rows[text, :, :, j].mean(axis=0)):
+            share = largest[:, layer, head].mean()
+            print(f"  layer {layer + 1}, head {head + 1}{mean:>10.3f}{share:>8.0%}")
 
 
+@script
 def main(argv=None):
     parser = command_line(__doc__, "texts of 20 tokens, 300 steps")
     parser.add_argument("--seeds", type=at_least(1), default=1, help="default 1")
@@ -122,8 +121,7 @@ def main(argv=None):
         print(f"{name:12}" + "".join(map("{:>10.2%}".format, shares)) + f"   paper {paper}")
     print("\nlargest difference of logits, in context and converted")
     for dtype in np.float64, np.float32:
-        cast = (mapped(lambda a: a.astype(dtype), model) for model in models)
-        logits = (last_logits(model, context[:200]) for model in cast)
+        logits = (last_logits(mapped(lambda a: a.astype(dtype), m), context[:200]) for m in models)
         print(f"{dtype.__name__:12}" + "".join(f"{abs(x[0] - x[2]).max():>10.1e}" for x in logits))
     print("\naccuracy by length, in context / converted")
     for m in length, length * 3 // 2, length * 2:
@@ -132,7 +130,3 @@ def main(argv=None):
         print(f"{m:<12}" + "".join(f"{a:>8.1%} /{c:>6.1%}" for a, _, c in np.mean(right, axis=-1)))
     print("\nwhere heads look: mean weight (how often the largest of its row), first seed")
     where_heads_look(models[0], rng, length)
-
-
-if __name__ == "__main__":
-    start(main)
