@@ -309,7 +309,7 @@ def pairing_weights(n_x, n_y, n, dtype=np.float64):
 
         W_Q = [0, 0, I],    W_K = [0, 0, S],    W_V = [0, I, 0],    P = W_Vᵀ,    S e_{t+1} = e_t
 
-    Odd rows of `alternating_tokens` become (x_j, y_j, e_{2j−1}), as for `gd_weights`. App A.5.
+    Odd `alternating_tokens` become (x_j, y_j, e_{2j−1}), for `gd_weights`. Source: Prop 3, App A.5.
     """
     width = n_x + n_y + 2 * n
     w_q, w_k = (np.eye(2 * n, width, k=n_x + n_y + i, dtype=dtype) for i in (0, 1))   # I and S
