@@ -218,7 +218,7 @@ test_mistakes = refused(
     *[(f"biases; 2; {n}", lambda n=n: forward(model, [1], [None] * n)) for n in (0, 1, 4)],
     *[("bias.kv (; bias.d (", lambda b=b: forward(model, [1], b))
       for b in (other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases])],
-    *[("tokens; n = ", lambda args=args: generate(model, *args)) for args in (
+    *[(f"got {np.shape(args[0])} and n = ", lambda args=args: generate(model, *args)) for args in (
         ([[1]], 1), ([1], -1), ([], 0), ([], 1))],
     ("tokens", lambda: generate(model, [99], 0)), ("tokens", lambda: generate(model, 1, 1)),
     *[("n_heads; d_model", made(d_model, n_heads=n_heads)) for d_model, n_heads in (
