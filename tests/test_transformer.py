@@ -132,6 +132,7 @@ def test_a_text_may_be_as_long_as_the_model_allows():
 def test_random_weights_are_independent_with_variance_one_over_fan_in():
     """And 1 / (2 · layers) of it where they write to the residual stream."""
     model = random_transformer(np.random.default_rng(0), 500, 64, 3, 4, d_ff=128)
+    assert model[3:-3] == (elu_plus_one, True, layer_norm, gelu)   # a Transformer's own, if not told
     matrices = [model.embed, model.unembed]
     for layer in model.layers:
         w_q, w_k, w_v, w_o, w_1, w_2, theta = layer
