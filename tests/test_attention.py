@@ -237,7 +237,7 @@ test_mistakes = refused(
     ("q; list", lambda: softmax_attend([[1.0]], [[1.0]], [[1.0]])),
     *[("chunk", partial(chunked_attention, *[a(2, 2)] * 3, chunk=c)) for c in (0, np.inf, np.nan)],
     *[(words, lambda form=form, r=r: form(*[a(4, 2)] * 3, rope=r)) for form in FORMS.values()
-      for words, r in (("rope(); theta", rope), ("not callable", a(2)))],
+      for words, r in (("rope; theta", rope), ("not callable", a(2)))],
     *[(words, lambda form=form, b=b: form(*[a(4, 2)] * 3, b)) for form in FORMS.values()
       for words, b in (("int", 0), ("Bias; kv; d", ()), ("bias.kv (2, 2)", a(2, 2, 2)))],
     *[(f"{name}; {t}", lambda form=form, i=i, t=t: form(*(

@@ -316,7 +316,7 @@ def test_numpys_promotion_decides_the_types_and_whole_numbers_are_not_cut():
 test_mistakes = refused(
     ("w0; list", lambda: gd_weights([[1.0]], 0.5, 1)),
     *calls(partial(lsa, weights=gd_weights(a(1, 2), 0.1, 3)), "context query", "32 12", "33 12",
-           "32 13", "3 3", "233 13", "233 3", "133 213", "233 113", "23 14"),
+           "32 13", "3 3", "233 13", "233 3", "133 213", "233 113", "23 14", "23 4"),
     *calls(layer, "context query w_q w_k w_v p", "23 3 33 33 33 13", "23 3 33 33 33 133",
            "23 3 33 33 11 33", "23 3 23 33 33 33", "23 3 33 31 33 33"),
     *[(f"w0; {w0.shape}" + f"; n = {n}" * (not n >= 1), partial(make, w0, n=n))

@@ -330,7 +330,7 @@ test_mistakes = refused(
         a(4, 5, 2), a(4, 5, 3), Bias(a(*kv), a(2)))) for kv in ((2, 2), (1, 2, 3))],
     *calls(key_value_matrix, "k v", "23 13"),
     *calls(linear_bias, "_ _ _ b_kv", "45 53 52 11", "45 53 52 31", "45 53 52 232", "45 53 52 23"),
-    ("rope(); theta", lambda: attention_bias(a(3, 2), a(3, 2), rope=rope)),
+    ("rope; theta", lambda: attention_bias(a(3, 2), a(3, 2), rope=rope)),
     ("Bias; kv; d", lambda: attention_bias(a(3, 2), a(3, 2), ())),
     ("biases; 2; 3", lambda: iclca(tiny, [1], [None] * 3)),
     ("k; list", lambda: key_value_matrix([[1]], [[1]])),

@@ -132,6 +132,7 @@ def test_a_text_may_be_as_long_as_the_model_allows():
 def test_random_weights_are_independent_with_variance_one_over_fan_in():
     """And 1 / (2 · layers) of it where they write to the residual stream."""
     model = random_transformer(np.random.default_rng(0), 500, 64, 3, 4, d_ff=128)
+    assert model[3:-3] == (elu_plus_one, True, layer_norm, gelu)   # a Transformer's own, if not told
     matrices = [model.embed, model.unembed]
     for layer in model.layers:
         w_q, w_k, w_v, w_o, w_1, w_2, theta = layer
@@ -218,7 +219,7 @@ test_mistakes = refused(
     *[(f"biases; 2; {n}", lambda n=n: forward(model, [1], [None] * n)) for n in (0, 1, 4)],
     *[("bias.kv (; bias.d (", lambda b=b: forward(model, [1], b))
       for b in (other, [other[0], biases[1]], [b._replace(d=b.d[..., :1]) for b in biases])],
-    *[("tokens; n = ", lambda args=args: generate(model, *args)) for args in (
+    *[(f"got {np.shape(args[0])} and n = ", lambda args=args: generate(model, *args)) for args in (
         ([[1]], 1), ([1], -1), ([], 0), ([], 1))],
     ("tokens", lambda: generate(model, [99], 0)), ("tokens", lambda: generate(model, 1, 1)),
     *[("n_heads; d_model", made(d_model, n_heads=n_heads)) for d_model, n_heads in (
