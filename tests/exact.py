@@ -271,7 +271,7 @@ def pairs_of(actual, expected, types=(Fraction, int)):
     actual, expected = flat(actual), flat(expected)
     assert [a.shape for a in actual] == [e.shape for e in expected]
     for a in actual + expected if types else ():
-        assert {*map(type, a.ravel().tolist())} <= {*types}, f"an entry that is none of {types}: {a}"
+        assert {*map(type, a.ravel().tolist())} <= {*types}, f"an entry is none of {types}: {a}"
     return list(zip(actual, expected))
 
 
