@@ -269,7 +269,7 @@ def gd_weights(w0, eta, n):
         W_K = W_Q = [[I, 0], [0, 0]],    W_V = [[0, 0], [W₀, −I]],    P = (η/n) I
 
     A context's (x, y) becomes (x, y − ΔW x), a query's (x, −W₀ x) becomes (x, −(W₀ + ΔW) x), minus
-    its prediction; the layer is the next step. w0 (d_out, d_in). Source: Prop 1, Eq 8, App A.1.
+    its prediction; the layer is the next step too. w0 (d_out, d_in). Source: Prop 1, Eq 8, App A.1.
 
     >>> context, query = np.array([[1.0, 2.0]]), np.array([[3.0, 0.0]])   # x = 1, y = 2; x = 3
     >>> lsa(context, query, gd_weights(np.zeros((1, 1)), eta=0.5, n=1))[1]    # from W₀ = 0 to W = 1
