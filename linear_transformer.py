@@ -103,8 +103,7 @@ def rope(positions, theta):
     Angles are float64, as in float32 one is off by 0.0005 at 10,000; the results have theta's type.
     """
     angles, dtype = np.multiply.outer(positions, theta, dtype=np.float64), np.asarray(theta).dtype
-    dtype = dtype if dtype.kind == "f" else np.float64
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return tuple(f(angles).astype(dtype if dtype.kind == "f" else float) for f in (np.cos, np.sin))
 
 
 def rotate(x, cos, sin):
@@ -148,7 +147,8 @@ class Bias(NamedTuple):
         full = (*k.shape[:-2], *k.shape[-1:], *v.shape[-1:])
         bias = Bias(np.zeros(full, v.dtype), np.zeros(full[:-1], k.dtype)) if bias is None else bias
         check_shapes("k:nk v:nv bias.kv?:kv bias.d?:k", k, v, *bias)
-        return Bias(*map(np.broadcast_to, bias, (full, full[:-1])))
+        sizes = full, full[:-1]
+        return Bias(*(x if x.shape == n else np.broadcast_to(x, n) for x, n in zip(bias, sizes)))
 
     def turned(self, rope, n):
         """R_n b_KV, and b_D as it is: the state seen from n positions earlier (−n: later)."""
